@@ -1,0 +1,22 @@
+//! Types that flow between Turnpike's planes, and nothing else.
+//!
+//! Pure by default: no IO, no clock, no randomness. The `link` feature adds the QUIC transport that carries these types
+//! between processes. Planes depend on this crate and never on each other.
+
+pub mod digest;
+pub mod event;
+pub mod ids;
+#[cfg(feature = "link")]
+pub mod link;
+pub mod money;
+pub mod node_url;
+pub mod routing;
+pub mod settings;
+pub mod wire;
+
+pub use digest::KeyDigest;
+pub use event::{Endpoint, RequestStatus, UsageEvent};
+pub use ids::{EventId, KeyId, OrgId};
+pub use money::{Price, Usd};
+pub use node_url::NodeUrl;
+pub use routing::{Change, KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions, RateLimits, Routing};

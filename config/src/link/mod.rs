@@ -1,0 +1,53 @@
+//! The link between planes: QUIC with mutual TLS, frames of [`crate::wire`] messages.
+//!
+//! Who a peer is comes from its certificate alone: a DNS name `NAME.edge.turnpike.internal`,
+//! `NAME.node.turnpike.internal` or `control.turnpike.internal`, signed by the deployment's own authority.
+
+mod frames;
+mod identity;
+mod transport;
+
+pub use frames::{read_frame, write_frame};
+pub use identity::{CONTROL_DOMAIN, Identity, Peer, Role, TlsFiles, domain};
+pub use transport::{LinkServer, connect};
+
+/// What can go wrong on a link.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// A certificate or key file cannot be used.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The TLS settings do not work together.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The address cannot be bound or resolved.
+    #[error("{address}: {source}")]
+    Address {
+        /// As written in the settings.
+        address: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The peer cannot be reached or the handshake failed.
+    #[error("cannot connect to {address}: {reason}")]
+    Connect {
+        /// As written in the settings.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// The peer's certificate names no role of this deployment.
+    #[error("the peer's certificate names no Turnpike role")]
+    Stranger,
+    /// The connection broke or was closed.
+    #[error("link lost: {0}")]
+    Lost(String),
+    /// The peer sent something unintelligible.
+    #[error(transparent)]
+    Frame(#[from] crate::wire::BadFrame),
+}

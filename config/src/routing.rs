@@ -1,0 +1,359 @@
+//! What an edge must know to serve: organizations, keys, models and nodes, as one versioned state plus changes to it.
+
+use crate::{KeyDigest, KeyId, NodeUrl, OrgId, Price};
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// An organization as the edges know it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct OrgRecord {
+    /// Identity.
+    #[n(0)]
+    pub id: OrgId,
+    /// Short unique name.
+    #[n(1)]
+    pub slug: String,
+}
+
+/// What a key may do. Stored as names in `api_keys.permissions`, pushed as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[cbor(transparent)]
+#[serde(transparent)]
+pub struct Permissions(#[n(0)] pub u16);
+
+impl Permissions {
+    /// Chat, completions, embeddings and moderations.
+    pub const INFERENCE: Self = Self(1);
+    /// Listing models.
+    pub const MODELS_READ: Self = Self(1 << 1);
+    /// Fine-tuning jobs.
+    pub const FINE_TUNING: Self = Self(1 << 2);
+    /// Files and batches.
+    pub const FILES: Self = Self(1 << 3);
+
+    /// Every permission with the name that `api_keys.permissions` uses.
+    pub const NAMES: [(&'static str, Self); 4] = [
+        ("inference", Self::INFERENCE),
+        ("models.read", Self::MODELS_READ),
+        ("fine_tuning", Self::FINE_TUNING),
+        ("files", Self::FILES),
+    ];
+
+    /// The union of named permissions, or the first name that is unknown.
+    pub fn from_names<S: AsRef<str>>(names: &[S]) -> Result<Self, String> {
+        names.iter().try_fold(Self::default(), |all, name| {
+            let name = name.as_ref();
+            let known = Self::NAMES.iter().find(|(known, _)| *known == name);
+            known.map(|(_, bit)| Self(all.0 | bit.0)).ok_or_else(|| name.to_owned())
+        })
+    }
+
+    /// Whether all of `needed` is granted.
+    pub const fn allows(self, needed: Self) -> bool {
+        self.0 & needed.0 == needed.0
+    }
+
+    /// The name of a single permission, for error messages.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, bit)| *bit == self).map_or("unknown", |(name, _)| name)
+    }
+}
+
+/// Limits of one subject; `None` is unlimited. The JSON form is `api_keys.rate_limits`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimits {
+    /// Requests per minute, at least 1.
+    #[n(0)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<u32>,
+    /// Prompt and completion tokens per minute, at least 1.
+    #[n(1)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_minute: Option<u32>,
+}
+
+/// An API key as the edges know it: its digest, never the key.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// Identity.
+    #[n(0)]
+    pub id: KeyId,
+    /// The organization that owns it and pays for it.
+    #[n(1)]
+    pub organization: OrgId,
+    /// SHA-256 of the key.
+    #[n(2)]
+    pub digest: KeyDigest,
+    /// What it may do.
+    #[n(3)]
+    pub permissions: Permissions,
+    /// Its limits.
+    #[n(4)]
+    pub limits: RateLimits,
+    /// Models it may use; `None` is every model its organization may use.
+    #[n(5)]
+    pub models: Option<Vec<String>>,
+    /// False once disabled or revoked.
+    #[n(6)]
+    pub active: bool,
+    /// Unix milliseconds from which on it is refused.
+    #[n(7)]
+    pub expires_at_ms: Option<u64>,
+}
+
+/// One deployable version of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// Name, unique within the model.
+    #[n(0)]
+    pub version: String,
+    /// Takes the model's requests. At most one version per model.
+    #[n(1)]
+    pub is_default: bool,
+    /// Deployed and allowed to take requests.
+    #[n(2)]
+    pub active: bool,
+}
+
+/// A model as the edges know it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// The name that clients send, such as `smollm2-135m-instruct`.
+    #[n(0)]
+    pub id: String,
+    /// `owned_by` in the OpenAI API.
+    #[n(1)]
+    pub provider: String,
+    /// Unix seconds, `created` in the OpenAI API.
+    #[n(2)]
+    pub created_s: u64,
+    /// Tokens that prompt and answer may have together, at least 1.
+    #[n(3)]
+    pub context_length: u32,
+    /// Most tokens it generates; `None` is bounded by the context alone.
+    #[n(4)]
+    pub max_output_tokens: Option<u32>,
+    /// What its tokens cost from this config version on.
+    #[n(5)]
+    pub price: Price,
+    /// False: known but switched off.
+    #[n(6)]
+    pub active: bool,
+    /// Usable by every organization; otherwise only by keys whose allow-list names it.
+    #[n(7)]
+    pub public: bool,
+    /// Its versions.
+    #[n(8)]
+    pub versions: Vec<VersionRecord>,
+}
+
+/// A (model, version) pair that a node can answer for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize, Deserialize)]
+pub struct Served {
+    /// Model id.
+    #[n(0)]
+    pub model: String,
+    /// Version name.
+    #[n(1)]
+    pub version: String,
+}
+
+/// Whether a node takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Takes requests.
+    #[n(0)]
+    Ready,
+    /// Finishes what it has, takes nothing new.
+    #[n(1)]
+    Draining,
+    /// Its engine does not answer.
+    #[n(2)]
+    Unhealthy,
+    /// Its link to the control plane is gone.
+    #[n(3)]
+    Lost,
+    /// Switched off by an operator.
+    #[n(4)]
+    Disabled,
+}
+
+impl NodeState {
+    /// The name used in PostgreSQL and the admin API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Unhealthy => "unhealthy",
+            Self::Lost => "lost",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+/// A node agent as the edges know it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Unique name, from its certificate.
+    #[n(0)]
+    pub name: String,
+    /// Region.
+    #[n(1)]
+    pub region: String,
+    /// `https://host:port` or `http://host:port`, without a path.
+    #[n(2)]
+    pub url: String,
+    /// Whether it takes requests.
+    #[n(3)]
+    pub state: NodeState,
+    /// What it answers for.
+    #[n(4)]
+    pub serves: Vec<Served>,
+    /// Requests it works on at once; more wait in its queue.
+    #[n(5)]
+    pub slots: u32,
+}
+
+/// One change to the routing state. Puts carry the whole new record, so that applying a change twice is harmless.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Adds or replaces an organization.
+    #[n(0)]
+    PutOrg(#[n(0)] OrgRecord),
+    /// Removes an organization.
+    #[n(1)]
+    DropOrg(#[n(0)] OrgId),
+    /// Adds or replaces a key.
+    #[n(2)]
+    PutKey(#[n(0)] KeyRecord),
+    /// Removes a key.
+    #[n(3)]
+    DropKey(#[n(0)] KeyId),
+    /// Adds or replaces a model.
+    #[n(4)]
+    PutModel(#[n(0)] ModelRecord),
+    /// Removes a model.
+    #[n(5)]
+    DropModel(#[n(0)] String),
+    /// Adds or replaces a node.
+    #[n(6)]
+    PutNode(#[n(0)] NodeRecord),
+    /// Removes a node.
+    #[n(7)]
+    DropNode(#[n(0)] String),
+}
+
+/// Everything an edge routes by, at one version.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Routing {
+    /// Position in the deployment's one log of changes; 0 is the empty state.
+    #[n(0)]
+    pub version: u64,
+    /// Organizations by id.
+    #[n(1)]
+    pub orgs: BTreeMap<OrgId, OrgRecord>,
+    /// Keys by id.
+    #[n(2)]
+    pub keys: BTreeMap<KeyId, KeyRecord>,
+    /// Models by id.
+    #[n(3)]
+    pub models: BTreeMap<String, ModelRecord>,
+    /// Nodes by name.
+    #[n(4)]
+    pub nodes: BTreeMap<String, NodeRecord>,
+}
+
+impl Routing {
+    /// Applies one change; the version is the caller's to set.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::PutOrg(org) => drop(self.orgs.insert(org.id, org)),
+            Change::DropOrg(id) => drop(self.orgs.remove(&id)),
+            Change::PutKey(key) => drop(self.keys.insert(key.id, key)),
+            Change::DropKey(id) => drop(self.keys.remove(&id)),
+            Change::PutModel(model) => drop(self.models.insert(model.id.clone(), model)),
+            Change::DropModel(id) => drop(self.models.remove(&id)),
+            Change::PutNode(node) => drop(self.nodes.insert(node.name.clone(), node)),
+            Change::DropNode(name) => drop(self.nodes.remove(&name)),
+        }
+    }
+
+    /// Everything that makes this state unfit to serve, each with the record at fault; empty if it is fit.
+    ///
+    /// A node that serves an unknown model is no fault: it registered before an operator added the model.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut digests = BTreeMap::new();
+        for key in self.keys.values() {
+            if !self.orgs.contains_key(&key.organization) {
+                faults.push(format!("key {}: organization {} does not exist", key.id, key.organization));
+            }
+            if let Some(other) = digests.insert(key.digest, key.id) {
+                faults.push(format!("keys {} and {other} have the same digest", key.id));
+            }
+            if key.limits.requests_per_minute == Some(0) || key.limits.tokens_per_minute == Some(0) {
+                faults.push(format!("key {}: a limit of 0 admits nothing; disable the key instead", key.id));
+            }
+        }
+        for model in self.models.values() {
+            if model.context_length == 0 {
+                faults.push(format!("model {}: context_length is 0", model.id));
+            }
+            if model.versions.iter().filter(|v| v.is_default).count() > 1 {
+                faults.push(format!("model {}: more than one default version", model.id));
+            }
+        }
+        for node in self.nodes.values() {
+            if NodeUrl::parse(&node.url).is_none() {
+                faults.push(format!("node {}: url «{}» is not http(s)://host:port", node.name, node.url));
+            }
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn key(organization: OrgId, digest: KeyDigest) -> KeyRecord {
+        KeyRecord {
+            id: KeyId(Uuid::new_v4()),
+            organization,
+            digest,
+            permissions: Permissions::INFERENCE,
+            limits: RateLimits::default(),
+            models: None,
+            active: true,
+            expires_at_ms: None,
+        }
+    }
+
+    #[test]
+    fn permissions_have_names_and_refuse_unknown_ones() {
+        let both = Permissions::from_names(&["inference", "models.read"]);
+        assert!(both.is_ok_and(|p| p.allows(Permissions::INFERENCE) && !p.allows(Permissions::FILES)));
+        assert_eq!(Permissions::from_names(&["inference", "root"]), Err("root".to_owned()));
+        assert_eq!(Permissions::FINE_TUNING.name(), "fine_tuning");
+    }
+
+    #[test]
+    fn faults_name_dangling_and_doubled_records() {
+        let org = OrgRecord { id: OrgId(Uuid::new_v4()), slug: "acme".to_owned() };
+        let mut routing = Routing::default();
+        routing.apply(Change::PutOrg(org.clone()));
+        routing.apply(Change::PutKey(key(org.id, KeyDigest::of("a"))));
+        assert_eq!(routing.faults(), Vec::<String>::new());
+
+        routing.apply(Change::PutKey(key(org.id, KeyDigest::of("a"))));
+        assert!(routing.faults().iter().any(|f| f.contains("same digest")));
+        routing.apply(Change::DropOrg(org.id));
+        assert!(routing.faults().iter().any(|f| f.contains("does not exist")));
+    }
+}

@@ -1,0 +1,281 @@
+//! API keys: made, shown once, changed, rotated, revoked.
+
+use super::{ActionError, Checks, Operator, audit, nullable};
+use crate::context::Context;
+use crate::feed::Edit;
+use crate::store::keys::{self, ApiKey};
+use crate::store::{models, users};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Duration, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use turnpike_config::{Change, KeyDigest, KeyId, Permissions, RateLimits};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// How every key begins.
+const PREFIX: &str = "sk-tp-";
+/// Random bytes of a key.
+const KEY_BYTES: usize = 32;
+/// Characters of a key that are kept to tell keys apart.
+const SHOWN: usize = 12;
+/// Longest overlap at a rotation, seconds: 30 days.
+const MAX_OVERLAP_S: u32 = 30 * 24 * 3600;
+/// Most entries of a model allow-list.
+const MAX_MODELS: usize = 256;
+
+/// A new key.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateKey {
+    /// The organization that owns it and pays for it.
+    organization_id: Uuid,
+    /// Who holds it; a user of the organization.
+    user_id: Uuid,
+    /// Display name.
+    name: String,
+    /// `inference`, `models.read`, `fine_tuning`, `files`; `inference` and `models.read` if absent.
+    permissions: Option<Vec<String>>,
+    /// Limits per minute; unlimited if absent.
+    #[schema(value_type = Option<Limits>)]
+    rate_limits: Option<RateLimits>,
+    /// Models it may use; every public one if absent.
+    allowed_models: Option<Vec<String>>,
+    /// From then on it is refused.
+    expires_at: Option<DateTime<Utc>>,
+}
+
+/// Limits of a key; what is absent is unlimited.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes RateLimits, which lives in a crate without OpenAPI")]
+pub(crate) struct Limits {
+    /// Requests per minute, at least 1.
+    requests_per_minute: Option<u32>,
+    /// Prompt and completion tokens per minute, at least 1.
+    tokens_per_minute: Option<u32>,
+}
+
+/// What to change; absent fields stay, null clears.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PatchKey {
+    /// Display name.
+    name: Option<String>,
+    /// Permissions.
+    permissions: Option<Vec<String>>,
+    /// Limits; replaces both.
+    #[schema(value_type = Option<Limits>)]
+    rate_limits: Option<RateLimits>,
+    /// Models it may use; null is every public one.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<Vec<String>>)]
+    allowed_models: Option<Option<Vec<String>>>,
+    /// From then on it is refused; null is never.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<DateTime<Utc>>)]
+    expires_at: Option<Option<DateTime<Utc>>>,
+    /// False switches it off, true on again.
+    is_active: Option<bool>,
+}
+
+/// How to rotate a key.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RotateKey {
+    /// Seconds for which the old key goes on working, at most 30 days; 0 ends it at once.
+    #[serde(default)]
+    overlap_seconds: u32,
+}
+
+/// A key that was just made. The only answer that ever holds the key itself.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct NewKey {
+    /// Everything else about it.
+    #[serde(flatten)]
+    pub(crate) api_key: ApiKey,
+    /// The key. It is not stored and cannot be shown again.
+    #[schema(example = "sk-tp-…")]
+    pub(crate) key: String,
+}
+
+fn generate() -> Result<String, ActionError> {
+    let mut bytes = [0; KEY_BYTES];
+    getrandom::fill(&mut bytes).map_err(|e| ActionError::Internal(format!("the system's random source: {e}")))?;
+    Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes)))
+}
+
+async fn check(edit: &mut Edit<'_>, key: &ApiKey, limits: RateLimits) -> Result<(), ActionError> {
+    let mut checks = Checks::default();
+    checks.text("name", &key.name, 255);
+    if let Err(unknown) = Permissions::from_names(&key.permissions) {
+        let known = Permissions::NAMES.map(|(name, _)| name).join(", ");
+        checks.require(false, "permissions", &format!("«{unknown}» is unknown; expected some of {known}"));
+    }
+    let positive = |limit: Option<u32>| limit != Some(0);
+    let zero = "expected 1 or more; disable the key to admit nothing";
+    checks.require(positive(limits.requests_per_minute), "rate_limits.requests_per_minute", zero);
+    checks.require(positive(limits.tokens_per_minute), "rate_limits.tokens_per_minute", zero);
+    if let Some(models) = &key.allowed_models {
+        checks.require(models.len() <= MAX_MODELS, "allowed_models", "expected at most 256 entries");
+        let unknown = models::unknown(edit.connection(), models).await?;
+        checks.require(unknown.is_empty(), "allowed_models", &format!("no such model: {}", unknown.join(", ")));
+    }
+    checks.finish()
+}
+
+/// Makes a key.
+pub(crate) async fn create(context: &Context, operator: Operator, input: CreateKey) -> Result<NewKey, ActionError> {
+    let limits = input.rate_limits.unwrap_or_default();
+    let secret = generate()?;
+    let now = Utc::now();
+    let api_key = ApiKey {
+        id: Uuid::now_v7(),
+        organization_id: input.organization_id,
+        user_id: input.user_id,
+        name: input.name,
+        key_hash: KeyDigest::of(&secret).to_string(),
+        key_prefix: secret.chars().take(SHOWN).collect(),
+        permissions: input.permissions.unwrap_or_else(|| vec!["inference".to_owned(), "models.read".to_owned()]),
+        rate_limits: json!(limits),
+        allowed_models: input.allowed_models,
+        is_active: true,
+        last_used_at: None,
+        created_at: now,
+        expires_at: input.expires_at,
+        revoked_at: None,
+        rotated_from: None,
+    };
+    let mut edit = context.feed.edit(operator.name()).await?;
+    check(&mut edit, &api_key, limits).await?;
+    if api_key.expires_at.is_some_and(|at| at <= now) {
+        return Err(ActionError::field("expires_at", "expected a time to come"));
+    }
+    let user = users::get(edit.connection(), api_key.user_id).await?;
+    if user.is_none_or(|user| user.organization_id != api_key.organization_id) {
+        return Err(ActionError::field("user_id", "no such user in this organization"));
+    }
+    keys::insert(edit.connection(), &api_key).await?;
+    audit(&mut edit, operator, "api_key.create", ("api_key", &api_key.id.to_string()), json!({"name": api_key.name}))
+        .await?;
+    edit.push(Change::PutKey(api_key.record()?));
+    edit.commit().await?;
+    Ok(NewKey { api_key, key: secret })
+}
+
+/// The key inside an edit; a revoked one is gone for good.
+async fn live(edit: &mut Edit<'_>, id: Uuid) -> Result<ApiKey, ActionError> {
+    let key = keys::get(edit.connection(), id).await?.ok_or_else(|| ActionError::not_found("api key", id))?;
+    if key.revoked_at.is_some() {
+        return Err(ActionError::Conflict(format!("api key {id} is revoked for good; create a new one")));
+    }
+    Ok(key)
+}
+
+/// Changes a key.
+pub(crate) async fn patch(
+    context: &Context,
+    operator: Operator,
+    id: Uuid,
+    patch: PatchKey,
+) -> Result<ApiKey, ActionError> {
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let before = live(&mut edit, id).await?;
+    let record = before.record()?;
+    let limits = patch.rate_limits.unwrap_or(record.limits);
+    let key = ApiKey {
+        name: patch.name.unwrap_or(before.name),
+        permissions: patch.permissions.unwrap_or(before.permissions),
+        rate_limits: json!(limits),
+        allowed_models: patch.allowed_models.unwrap_or(before.allowed_models),
+        expires_at: patch.expires_at.unwrap_or(before.expires_at),
+        is_active: patch.is_active.unwrap_or(before.is_active),
+        ..before
+    };
+    check(&mut edit, &key, limits).await?;
+    keys::update(edit.connection(), &key).await?;
+    let details = json!({"is_active": key.is_active});
+    audit(&mut edit, operator, "api_key.update", ("api_key", &id.to_string()), details).await?;
+    if key.record()? != record {
+        edit.push(Change::PutKey(key.record()?));
+    }
+    edit.commit().await?;
+    Ok(key)
+}
+
+/// Switches a key off or on again.
+pub(crate) async fn set_active(
+    context: &Context,
+    operator: Operator,
+    id: Uuid,
+    active: bool,
+) -> Result<ApiKey, ActionError> {
+    patch(context, operator, id, PatchKey { is_active: Some(active), ..PatchKey::default() }).await
+}
+
+/// Ends a key for good. Its row stays, because usage refers to it.
+pub(crate) async fn revoke(context: &Context, operator: Operator, id: Uuid) -> Result<(), ActionError> {
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let before = live(&mut edit, id).await?;
+    let key = ApiKey { is_active: false, revoked_at: Some(Utc::now()), ..before };
+    keys::update(edit.connection(), &key).await?;
+    audit(&mut edit, operator, "api_key.revoke", ("api_key", &id.to_string()), json!({})).await?;
+    edit.push(Change::DropKey(KeyId(id)));
+    edit.commit().await?;
+    Ok(())
+}
+
+/// Makes a new key with the same rights; the old one ends after an overlap in which both work.
+pub(crate) async fn rotate(
+    context: &Context,
+    operator: Operator,
+    id: Uuid,
+    input: RotateKey,
+) -> Result<NewKey, ActionError> {
+    if input.overlap_seconds > MAX_OVERLAP_S {
+        return Err(ActionError::field("overlap_seconds", "expected at most 2592000 (30 days)"));
+    }
+    let secret = generate()?;
+    let now = Utc::now();
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let old = live(&mut edit, id).await?;
+    if !old.is_active || old.expires_at.is_some_and(|at| at <= now) {
+        return Err(ActionError::Conflict(format!("api key {id} is disabled or expired; create a new one")));
+    }
+    let api_key = ApiKey {
+        id: Uuid::now_v7(),
+        key_hash: KeyDigest::of(&secret).to_string(),
+        key_prefix: secret.chars().take(SHOWN).collect(),
+        last_used_at: None,
+        created_at: now,
+        rotated_from: Some(old.id),
+        ..old.clone()
+    };
+    let end = now + Duration::seconds(i64::from(input.overlap_seconds));
+    // A rotation never prolongs the old key's life.
+    let old = ApiKey { expires_at: Some(old.expires_at.map_or(end, |at| at.min(end))), ..old };
+    keys::insert(edit.connection(), &api_key).await?;
+    keys::update(edit.connection(), &old).await?;
+    let details = json!({"new": api_key.id, "overlap_seconds": input.overlap_seconds});
+    audit(&mut edit, operator, "api_key.rotate", ("api_key", &id.to_string()), details).await?;
+    edit.push(Change::PutKey(api_key.record()?));
+    edit.push(Change::PutKey(old.record()?));
+    edit.commit().await?;
+    Ok(NewKey { api_key, key: secret })
+}
+
+/// One key, without the key.
+pub(crate) async fn get(context: &Context, id: Uuid) -> Result<ApiKey, ActionError> {
+    let key = keys::get(&mut *context.store.read().await?, id).await?;
+    key.ok_or_else(|| ActionError::not_found("api key", id))
+}
+
+/// A page of keys.
+pub(crate) async fn list(
+    context: &Context,
+    organization: Option<Uuid>,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<ApiKey>, ActionError> {
+    Ok(keys::list(&mut *context.store.read().await?, organization, after, limit).await?)
+}

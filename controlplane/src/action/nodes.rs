@@ -1,0 +1,67 @@
+//! Nodes and edges, as the operator sees and switches them.
+
+use super::{ActionError, Operator, audit};
+use crate::context::Context;
+use crate::roster::LiveReport;
+use crate::store::edges::{self, Edge};
+use crate::store::nodes::{self, Node};
+use serde::Serialize;
+use serde_json::json;
+use turnpike_config::Change;
+use utoipa::ToSchema;
+
+/// A node with what it reports.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct NodeView {
+    /// As stored.
+    #[serde(flatten)]
+    pub(crate) node: Node,
+    /// Whether its link to this control plane is up.
+    pub(crate) connected: bool,
+    /// Its latest report, while its link is up.
+    pub(crate) report: Option<LiveReport>,
+}
+
+fn view(context: &Context, node: Node) -> NodeView {
+    let live = context.nodes.get(&node.name);
+    NodeView { connected: live.is_some(), report: live.and_then(|live| live.report), node }
+}
+
+/// Switches a node off (edges send it nothing new) or on again.
+pub(crate) async fn set_enabled(
+    context: &Context,
+    operator: Operator,
+    name: &str,
+    enabled: bool,
+) -> Result<NodeView, ActionError> {
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let before = nodes::get(edit.connection(), name).await?;
+    let before = before.ok_or_else(|| ActionError::not_found("node", name))?;
+    let after = nodes::set_enabled(edit.connection(), name, enabled).await?;
+    let after = after.ok_or_else(|| ActionError::not_found("node", name))?;
+    let action = if enabled { "node.enable" } else { "node.disable" };
+    audit(&mut edit, operator, action, ("node", name), json!({})).await?;
+    let record = after.record()?;
+    if record != before.record()? {
+        edit.push(Change::PutNode(record));
+    }
+    edit.commit().await?;
+    Ok(view(context, after))
+}
+
+/// One node.
+pub(crate) async fn get(context: &Context, name: &str) -> Result<NodeView, ActionError> {
+    let node = nodes::get(&mut *context.store.read().await?, name).await?;
+    Ok(view(context, node.ok_or_else(|| ActionError::not_found("node", name))?))
+}
+
+/// A page of nodes.
+pub(crate) async fn list(context: &Context, after: Option<&str>, limit: i64) -> Result<Vec<NodeView>, ActionError> {
+    let nodes = nodes::list(&mut *context.store.read().await?, after, limit).await?;
+    Ok(nodes.into_iter().map(|node| view(context, node)).collect())
+}
+
+/// A page of edges.
+pub(crate) async fn list_edges(context: &Context, after: Option<&str>, limit: i64) -> Result<Vec<Edge>, ActionError> {
+    Ok(edges::list(&mut *context.store.read().await?, after, limit).await?)
+}

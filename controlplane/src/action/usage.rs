@@ -1,0 +1,75 @@
+//! Reading usage and the request log.
+
+use super::{ActionError, Checks};
+use crate::context::Context;
+use crate::store::requests::{self, Filter, LoggedRequest};
+use crate::store::usage::{self, Grouping, Span, UsageSum};
+use chrono::{DateTime, Days, NaiveDate, Utc};
+use turnpike_config::RequestStatus;
+use uuid::Uuid;
+
+/// Most groups of one answer.
+const MAX_GROUPS: i64 = 10_000;
+/// Days of usage shown when no first day is asked for.
+const DEFAULT_DAYS: u64 = 30;
+/// What usage can be grouped by.
+const GROUPS: [&str; 4] = ["organization", "model", "day", "key"];
+
+/// Which usage is wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct UsageQuery {
+    /// Only this organization.
+    pub(crate) organization: Option<Uuid>,
+    /// First UTC day; 30 days before `to` if absent.
+    pub(crate) from: Option<NaiveDate>,
+    /// Day after the last; tomorrow if absent.
+    pub(crate) to: Option<NaiveDate>,
+    /// Names of groups, separated by commas.
+    pub(crate) group_by: String,
+}
+
+/// Sums usage.
+pub(crate) async fn sums(
+    context: &Context,
+    query: UsageQuery,
+    now: DateTime<Utc>,
+) -> Result<Vec<UsageSum>, ActionError> {
+    let names: Vec<&str> = query.group_by.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    let mut checks = Checks::default();
+    for name in &names {
+        checks.one_of("group_by", name, &GROUPS);
+    }
+    let today = now.date_naive();
+    let to = query.to.or_else(|| today.checked_add_days(Days::new(1))).unwrap_or(today);
+    let from = query.from.or_else(|| to.checked_sub_days(Days::new(DEFAULT_DAYS))).unwrap_or(to);
+    checks.require(from < to, "from", "expected a day before `to` (which is not included)");
+    checks.finish()?;
+    let by = |name: &str| names.contains(&name);
+    let grouping = Grouping { organization: by("organization"), model: by("model"), day: by("day"), key: by("key") };
+    let span = Span { organization: query.organization, from, to };
+    let sums = usage::sums(&mut *context.store.read().await?, grouping, span, MAX_GROUPS + 1).await?;
+    if sums.len() as u64 > MAX_GROUPS.unsigned_abs() {
+        return Err(ActionError::field("group_by", "more than 10000 groups: narrow the days or the grouping"));
+    }
+    Ok(sums)
+}
+
+/// A page of the request log, the newest first. `before` is the last id of the page before.
+pub(crate) async fn requests(
+    context: &Context,
+    filter: Filter,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<LoggedRequest>, ActionError> {
+    if let Some(status) = &filter.status {
+        let mut checks = Checks::default();
+        checks.one_of("status", status, &RequestStatus::ALL.map(RequestStatus::name));
+        checks.finish()?;
+    }
+    // A request's time is the one inside its id.
+    let before = before.map(|id| {
+        let ms = turnpike_config::EventId(id).unix_ms();
+        (i64::try_from(ms).ok().and_then(DateTime::from_timestamp_millis).unwrap_or_default(), id)
+    });
+    Ok(requests::list(&mut *context.store.read().await?, &filter, before, limit).await?)
+}

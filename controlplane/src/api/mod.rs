@@ -1,0 +1,124 @@
+//! The admin API: thin handlers over actions, and the endpoints for machines.
+
+mod extract;
+mod fleet;
+mod health;
+mod keys;
+mod models;
+mod organizations;
+mod problem;
+mod usage;
+mod users;
+
+use crate::action::Operator;
+use crate::admission::{Role, Tokens};
+use crate::context::Context;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use http::{Method, StatusCode, header};
+use problem::Problem;
+use std::sync::Arc;
+use std::time::Duration;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+
+/// Largest body of an admin request, bytes.
+const MAX_BODY: usize = 1 << 20;
+/// Longest admin request.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What handlers work with.
+#[derive(Clone)]
+pub(crate) struct ApiState {
+    pub(crate) context: Arc<Context>,
+    pub(crate) tokens: Arc<Tokens>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Turnpike admin API", description = "Organizations, keys, models, nodes and usage of a Turnpike deployment."),
+    security(("token" = [])),
+    modifiers(&BearerToken),
+    components(schemas(Problem))
+)]
+struct Document;
+
+struct BearerToken;
+
+impl utoipa::Modify for BearerToken {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme =
+            HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A token from admin.token_file"));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(scheme.build()));
+    }
+}
+
+/// Everything the HTTP listener answers.
+pub(crate) fn router(state: ApiState) -> Router {
+    let (admin, document) = OpenApiRouter::with_openapi(Document::openapi())
+        .merge(organizations::routes())
+        .merge(users::routes())
+        .merge(keys::routes())
+        .merge(models::routes())
+        .merge(fleet::routes())
+        .merge(usage::routes())
+        .split_for_parts();
+    let document = Arc::new(document);
+    let admin = admin.layer(DefaultBodyLimit::max(MAX_BODY)).route_layer(from_fn_with_state(state.clone(), authorize));
+    Router::new()
+        .merge(admin)
+        .merge(health::routes())
+        .route(
+            "/openapi.json",
+            get(move || {
+                let document = Arc::clone(&document);
+                async move { axum::Json(document.as_ref().clone()) }
+            }),
+        )
+        .fallback(|request: Request| async move { Problem::no_route(request.uri().path()) })
+        .layer(from_fn_with_state(state.clone(), observe))
+        .with_state(state)
+}
+
+/// Lets in who has a token whose role allows the method.
+async fn authorize(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
+    let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token =
+        header.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let Some(role) = token.and_then(|(_, token)| state.tokens.role(token.trim())) else {
+        return Problem::unauthorized().into_response();
+    };
+    if role < Role::Admin && !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Problem::forbidden("a viewer's token only reads").into_response();
+    }
+    request.extensions_mut().insert(Operator { role });
+    next.run(request).await
+}
+
+/// Bounds the time of a request, words the refusals that axum makes by itself, and counts.
+async fn observe(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        Ok(response) if response.status() == StatusCode::METHOD_NOT_ALLOWED => {
+            let allow = response.headers().get(header::ALLOW).cloned();
+            let mut worded = Problem::method(&method, &path).into_response();
+            if let Some(allow) = allow {
+                worded.headers_mut().insert(header::ALLOW, allow);
+            }
+            worded
+        }
+        Ok(response) => response,
+        Err(_) => {
+            Problem::unavailable("the request took longer than 30 s; it may have been carried out").into_response()
+        }
+    };
+    if path.starts_with("/admin/") {
+        state.context.metrics.count_admin_request(response.status().as_u16());
+    }
+    response
+}

@@ -1,0 +1,25 @@
+//! What every part of the running control plane shares.
+
+use crate::feed::Feed;
+use crate::ingest::Ingest;
+use crate::metrics::Metrics;
+use crate::roster::{NodeLive, Roster};
+use crate::store::Store;
+use std::sync::Arc;
+
+/// Handles to the database, the feed and the connected peers.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The database.
+    pub(crate) store: Store,
+    /// The published routing, and the way to change it.
+    pub(crate) feed: Arc<Feed>,
+    /// Where usage goes.
+    pub(crate) ingest: Ingest,
+    /// Connected edges.
+    pub(crate) edges: Roster<()>,
+    /// Connected nodes.
+    pub(crate) nodes: Roster<NodeLive>,
+    /// Counters and gauges.
+    pub(crate) metrics: Arc<Metrics>,
+}

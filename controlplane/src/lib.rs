@@ -1,0 +1,21 @@
+//! The control plane: owns the truth in PostgreSQL, pushes what edges need to know, and takes in what they used.
+//!
+//! An admin request goes handler (`api`) → rule (`action`) → SQL (`store`); whatever edges must know is committed
+//! through the one change `feed`, which the link server (`links`) follows. Usage comes back through `ingest`.
+
+mod action;
+mod admission;
+mod api;
+mod context;
+mod feed;
+mod ingest;
+mod links;
+mod metrics;
+mod partitions;
+mod roster;
+mod service;
+mod settings;
+mod store;
+
+pub use service::{ControlPlane, Error, run};
+pub use settings::Settings;

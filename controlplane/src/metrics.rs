@@ -1,0 +1,221 @@
+//! Every metric of the control plane. Label values come from closed enums or from names of nodes in the database.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
+use turnpike_config::wire::NodeReport;
+
+/// Content type of [`Metrics::render`].
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds for durations, seconds.
+const SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+/// What became of a usage event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum EventFate {
+    /// Stored for the first time.
+    Stored,
+    /// Had been stored before.
+    Duplicate,
+    /// Its organization does not exist.
+    UnknownOrganization,
+    /// Its id carries no time that the request log covers.
+    BadTime,
+    /// The schema cannot hold it.
+    BadValue,
+}
+
+/// What was sent to an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PushKind {
+    /// The whole state.
+    Snapshot,
+    /// Changes.
+    Delta,
+}
+
+/// Answers of the admin API by class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum StatusClass {
+    /// 1xx to 3xx.
+    Ok,
+    /// 4xx.
+    ClientError,
+    /// 5xx.
+    ServerError,
+}
+
+/// Gives the variants of an enum the names that they have as label values.
+macro_rules! label_values {
+    ($name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+                match self { $(Self::$variant => $text,)+ }.encode(encoder)
+            }
+        }
+    };
+}
+
+label_values!(EventFate {
+    Stored => "stored",
+    Duplicate => "duplicate",
+    UnknownOrganization => "unknown_organization",
+    BadTime => "bad_time",
+    BadValue => "bad_value",
+});
+label_values!(PushKind { Snapshot => "snapshot", Delta => "delta" });
+label_values!(StatusClass { Ok => "ok", ClientError => "client_error", ServerError => "server_error" });
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FateLabels {
+    fate: EventFate,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PushLabels {
+    kind: PushKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabels {
+    status: StatusClass,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabels {
+    node: String,
+}
+
+/// All metrics and the registry that renders them.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// Version of the routing that is published to edges.
+    pub(crate) config_version: Gauge,
+    /// Faults that keep a newer version from being published; 0 when all is well.
+    pub(crate) config_faults: Gauge,
+    /// Versions that an edge refused.
+    pub(crate) push_refusals: Counter,
+    /// Edges with a push link.
+    pub(crate) edges_connected: Gauge,
+    /// Nodes with a link.
+    pub(crate) nodes_connected: Gauge,
+    /// Batches that could not be stored yet.
+    pub(crate) ingest_failures: Counter,
+    /// From receiving a batch until it was durable.
+    pub(crate) ingest_duration: Histogram,
+    /// Failed runs of the partition reconciler.
+    pub(crate) partition_failures: Counter,
+    pushes: Family<PushLabels, Counter>,
+    events: Family<FateLabels, Counter>,
+    admin_requests: Family<StatusLabels, Counter>,
+    node_running: Family<NodeLabels, Gauge>,
+    node_waiting: Family<NodeLabels, Gauge>,
+    node_kv_cache: Family<NodeLabels, Gauge<f64, AtomicU64>>,
+    node_gpu: Family<NodeLabels, Gauge<f64, AtomicU64>>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("turnpike_controlplane"),
+            config_version: Gauge::default(),
+            config_faults: Gauge::default(),
+            push_refusals: Counter::default(),
+            edges_connected: Gauge::default(),
+            nodes_connected: Gauge::default(),
+            ingest_failures: Counter::default(),
+            ingest_duration: Histogram::new(SECONDS),
+            partition_failures: Counter::default(),
+            pushes: Family::default(),
+            events: Family::default(),
+            admin_requests: Family::default(),
+            node_running: Family::default(),
+            node_waiting: Family::default(),
+            node_kv_cache: Family::default(),
+            node_gpu: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("config_version", "Version of the routing published to edges", self.config_version.clone());
+        r.register("config_faults", "Faults that hold back a newer version", self.config_faults.clone());
+        r.register("push_refusals", "Versions refused by an edge", self.push_refusals.clone());
+        r.register("edges_connected", "Edges with a push link", self.edges_connected.clone());
+        r.register("nodes_connected", "Nodes with a link", self.nodes_connected.clone());
+        r.register("usage_ingest_failures", "Attempts to store a batch that failed", self.ingest_failures.clone());
+        r.register_with_unit(
+            "usage_ingest_duration",
+            "From receiving a batch until it is durable",
+            Unit::Seconds,
+            self.ingest_duration.clone(),
+        );
+        r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
+        r.register("pushes", "Frames sent to edges", self.pushes.clone());
+        r.register("usage_events", "Usage events received, by what became of them", self.events.clone());
+        r.register("admin_requests", "Admin API answers by class", self.admin_requests.clone());
+        r.register("node_requests_running", "Requests a node's engine works on", self.node_running.clone());
+        r.register("node_requests_waiting", "Requests waiting at a node", self.node_waiting.clone());
+        r.register_with_unit("node_kv_cache_use", "KV-cache use", Unit::Ratios, self.node_kv_cache.clone());
+        r.register_with_unit("node_gpu_use", "GPU utilisation", Unit::Ratios, self.node_gpu.clone());
+    }
+
+    /// Counts events by what became of them.
+    pub(crate) fn count_events(&self, fate: EventFate, count: u64) {
+        if count > 0 {
+            self.events.get_or_create(&FateLabels { fate }).inc_by(count);
+        }
+    }
+
+    /// Counts a frame sent to an edge.
+    pub(crate) fn count_push(&self, kind: PushKind) {
+        self.pushes.get_or_create(&PushLabels { kind }).inc();
+    }
+
+    /// Counts an answer of the admin API.
+    pub(crate) fn count_admin_request(&self, status: u16) {
+        let status = match status {
+            ..400 => StatusClass::Ok,
+            400..500 => StatusClass::ClientError,
+            500.. => StatusClass::ServerError,
+        };
+        self.admin_requests.get_or_create(&StatusLabels { status }).inc();
+    }
+
+    /// Shows a node's latest report.
+    pub(crate) fn observe_node(&self, name: &str, report: &NodeReport) {
+        let labels = NodeLabels { node: name.to_owned() };
+        self.node_running.get_or_create(&labels).set(i64::from(report.running));
+        self.node_waiting.get_or_create(&labels).set(i64::from(report.waiting));
+        if let Some(permille) = report.kv_cache_permille {
+            self.node_kv_cache.get_or_create(&labels).set(f64::from(permille) / 1000.0);
+        }
+        if let Some(permille) = report.gpu_permille {
+            self.node_gpu.get_or_create(&labels).set(f64::from(permille) / 1000.0);
+        }
+    }
+
+    /// Stops showing a node whose link is gone.
+    pub(crate) fn forget_node(&self, name: &str) {
+        let labels = NodeLabels { node: name.to_owned() };
+        self.node_running.remove(&labels);
+        self.node_waiting.remove(&labels);
+        self.node_kv_cache.remove(&labels);
+        self.node_gpu.remove(&labels);
+    }
+
+    /// Everything in OpenMetrics text.
+    pub(crate) fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}

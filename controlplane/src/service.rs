@@ -1,0 +1,152 @@
+//! The composition root: starts every part in order, and stops them.
+
+use crate::admission::{BadTokens, Tokens};
+use crate::api::{self, ApiState};
+use crate::context::Context;
+use crate::feed::{Feed, FeedError};
+use crate::ingest::Ingest;
+use crate::links;
+use crate::metrics::Metrics;
+use crate::partitions;
+use crate::roster::Roster;
+use crate::settings::Settings;
+use crate::store::{ConnectError, Store, StoreError};
+use chrono::Utc;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use turnpike_config::link::{Identity, LinkError, LinkServer, Role};
+
+/// How long running work may take once a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why the control plane could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(#[from] Cause);
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Tokens(#[from] BadTokens),
+    #[error("http.listen {address}: {source}; is the port taken?")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("link: {0}")]
+    Link(#[from] LinkError),
+    #[error("{}: the certificate is not a control plane's (control.turnpike.internal); check tls.cert", .0.display())]
+    Role(PathBuf),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("making partitions: {0}")]
+    Partitions(#[source] StoreError),
+    #[error("compiling the routing: {0}")]
+    Feed(#[from] FeedError),
+    #[error("serving http: {0}")]
+    Serve(#[from] std::io::Error),
+}
+
+/// A control plane that is bound and has its database in order, but does not serve yet.
+pub struct ControlPlane {
+    context: Arc<Context>,
+    tokens: Arc<Tokens>,
+    http: TcpListener,
+    http_address: SocketAddr,
+    link: Arc<LinkServer>,
+    keep_months: u32,
+}
+
+/// Runs the control plane until `shutdown` is cancelled, then drains. To be called inside a tokio runtime.
+///
+/// # Errors
+/// A file, port or database of the settings cannot be used; the text names the setting.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error> {
+    ControlPlane::start(&settings).await?.serve(shutdown).await
+}
+
+impl ControlPlane {
+    /// Binds both listeners, waits for PostgreSQL (up to 30 s), migrates, makes partitions and compiles the routing.
+    ///
+    /// # Errors
+    /// As for [`run`].
+    pub async fn start(settings: &Settings) -> Result<Self, Error> {
+        Ok(Self::prepare(settings).await?)
+    }
+
+    async fn prepare(settings: &Settings) -> Result<Self, Cause> {
+        let tokens = Arc::new(Tokens::load(&settings.token_file)?);
+        let identity = Identity::load(&settings.tls)?;
+        if identity.own().map(|own| own.role).ok() != Some(Role::Control) {
+            return Err(Cause::Role(settings.tls.cert.clone()));
+        }
+        let unbound = |source| Cause::Listen { address: settings.http_listen, source };
+        let http = TcpListener::bind(settings.http_listen).await.map_err(unbound)?;
+        let http_address = http.local_addr().map_err(unbound)?;
+        let link = Arc::new(LinkServer::bind(settings.link_listen, &identity)?);
+
+        let store = Store::open(&settings.postgres.0, settings.max_connections).await?;
+        partitions::reconcile(&store, Utc::now(), settings.keep_months).await.map_err(Cause::Partitions)?;
+        let metrics = Arc::new(Metrics::new());
+        let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
+        let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), settings.keep_months);
+        let context =
+            Arc::new(Context { store, feed, ingest, edges: Roster::default(), nodes: Roster::default(), metrics });
+        info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
+        Ok(Self { context, tokens, http, http_address, link, keep_months: settings.keep_months })
+    }
+
+    /// Where the admin API listens.
+    pub const fn http_address(&self) -> SocketAddr {
+        self.http_address
+    }
+
+    /// Where edges and nodes connect (UDP).
+    pub fn link_address(&self) -> Option<SocketAddr> {
+        self.link.local_addr()
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains for at most 10 s.
+    ///
+    /// # Errors
+    /// The HTTP listener broke.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let tasks = TaskTracker::new();
+        let Self { context, tokens, http, link, keep_months, .. } = self;
+        let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
+        tasks.spawn(async move { feed.run(stop).await });
+        let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
+        tasks.spawn(async move { feed.listen(stop).await });
+        let metrics = Arc::clone(&context.metrics);
+        tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
+        tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));
+        tasks.close();
+
+        let router = api::router(ApiState { context: Arc::clone(&context), tokens });
+        let stop = shutdown.clone();
+        let serving = axum::serve(http, router).with_graceful_shutdown(async move { stop.cancelled().await });
+        let drained = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let served = tokio::select! {
+            served = serving.into_future() => served,
+            () = drained => {
+                warn!("connections of the admin API were still open after 10 s; closing them");
+                Ok(())
+            }
+        };
+        // Also when the listener broke by itself.
+        shutdown.cancel();
+        if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+            warn!("work was still running after 10 s; leaving it");
+        }
+        context.store.close().await;
+        info!("control plane stopped");
+        served.map_err(|error| Error(error.into()))
+    }
+}

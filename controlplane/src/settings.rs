@@ -1,0 +1,116 @@
+//! Bootstrap settings of the control plane.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use turnpike_config::link::TlsFiles;
+use turnpike_config::settings::{BadSettings, Fields};
+
+/// Connections to PostgreSQL unless set otherwise.
+const DEFAULT_CONNECTIONS: u32 = 10;
+/// Fewest that still leave room beside the listener's own connection.
+const MIN_CONNECTIONS: u32 = 3;
+/// Months of request log kept unless set otherwise: a full year beside the current month.
+const DEFAULT_KEEP_MONTHS: u32 = 13;
+/// Longest request log, months.
+const MAX_KEEP_MONTHS: u32 = 120;
+
+/// What the control plane must know to start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub(crate) region: String,
+    pub(crate) http_listen: SocketAddr,
+    pub(crate) link_listen: SocketAddr,
+    pub(crate) tls: TlsFiles,
+    pub(crate) postgres: DatabaseUrl,
+    pub(crate) max_connections: u32,
+    pub(crate) token_file: PathBuf,
+    pub(crate) keep_months: u32,
+}
+
+impl Settings {
+    /// Reads a TOML document with overrides from the environment; reports all mistakes at once.
+    ///
+    /// # Errors
+    /// Missing, malformed and unknown fields, a line each.
+    pub fn load(
+        source_name: &str,
+        text: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, BadSettings> {
+        let mut fields = Fields::parse(source_name, text, environment)?;
+        let region = fields.required("region");
+        let http_listen = fields.required("http.listen");
+        let link_listen = fields.required("link.listen");
+        let tls = TlsFiles::from_fields(&mut fields);
+        let url: Option<String> = fields.required("postgres.url");
+        let max_connections = fields.or("postgres.max_connections", DEFAULT_CONNECTIONS);
+        let token_file = fields.required("admin.token_file");
+        let keep_months = fields.or("usage.keep_months", DEFAULT_KEEP_MONTHS);
+        if url.as_deref().is_some_and(|url| !url.starts_with("postgres://") && !url.starts_with("postgresql://")) {
+            // The value is not repeated: it may hold a password.
+            fields.mistake("postgres.url", "expected a URL such as postgres://user@host:5432/database");
+        }
+        if max_connections < MIN_CONNECTIONS {
+            fields.mistake("postgres.max_connections", "expected 3 or more");
+        }
+        if !(1..=MAX_KEEP_MONTHS).contains(&keep_months) {
+            fields.mistake("usage.keep_months", "expected 1 to 120");
+        }
+        let settings = (|| {
+            Some(Self {
+                region: region?,
+                http_listen: http_listen?,
+                link_listen: link_listen?,
+                tls: tls?,
+                postgres: DatabaseUrl(url?),
+                max_connections,
+                token_file: token_file?,
+                keep_months,
+            })
+        })();
+        fields.finish(settings)
+    }
+}
+
+/// A database URL that never prints its password.
+#[derive(Clone)]
+pub(crate) struct DatabaseUrl(pub(crate) String);
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DatabaseUrl(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        region = "eu"
+        http.listen = "127.0.0.1:0"
+        link.listen = "127.0.0.1:0"
+        tls = { ca = "ca.pem", cert = "cert.pem", key = "key.pem" }
+        postgres.url = "postgres://turnpike:hush@localhost/turnpike"
+        admin.token_file = "token"
+    "#;
+
+    #[test]
+    fn defaults_are_filled_in_and_the_password_is_never_shown() {
+        let settings = Settings::load("t", TEXT, &|_| None).expect("valid settings");
+        assert_eq!((settings.max_connections, settings.keep_months), (10, 13));
+        assert!(!format!("{settings:?}").contains("hush"));
+    }
+
+    #[test]
+    fn mistakes_are_named_without_the_value_of_a_secret() {
+        let environment = |name: &str| match name {
+            "TURNPIKE_POSTGRES__URL" => Some("mysql://u:hush@h/d".to_owned()),
+            "TURNPIKE_USAGE__KEEP_MONTHS" => Some("0".to_owned()),
+            _ => None,
+        };
+        let mistakes = Settings::load("t", TEXT, &environment).expect_err("two mistakes").to_string();
+        assert!(mistakes.contains("postgres.url") && mistakes.contains("usage.keep_months"), "{mistakes}");
+        assert!(!mistakes.contains("hush"), "{mistakes}");
+    }
+}

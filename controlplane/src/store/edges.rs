@@ -1,0 +1,110 @@
+//! `edges`: what each edge holds, for the operator.
+
+use super::{PgConnection, StoreError};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// An edge proxy as last seen.
+#[derive(Clone, Debug, Serialize, ToSchema, sqlx::FromRow)]
+pub(crate) struct Edge {
+    /// Unique name, from its certificate.
+    pub(crate) name: String,
+    /// Region it serves.
+    pub(crate) region: String,
+    /// Its build.
+    pub(crate) build: String,
+    /// Config version it serves by.
+    pub(crate) holds: i64,
+    /// Why it refused the last version it was given, if it did.
+    pub(crate) last_nack: Option<String>,
+    /// Whether its push link is up.
+    pub(crate) connected: bool,
+    /// Last sign of life on the push link.
+    pub(crate) last_seen_at: Option<DateTime<Utc>>,
+}
+
+/// Notes that an edge connected.
+pub(crate) async fn connected(
+    connection: &mut PgConnection,
+    name: &str,
+    region: &str,
+    build: &str,
+    holds: u64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO edges (name, region, build, holds, connected, last_seen_at) VALUES ($1, $2, $3, $4, true, now())
+         ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, holds = excluded.holds,
+             connected = true, last_seen_at = now()",
+    )
+    .bind(name)
+    .bind(region)
+    .bind(build)
+    .bind(i64::try_from(holds).unwrap_or(i64::MAX))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes what an edge serves by now.
+pub(crate) async fn acked(connection: &mut PgConnection, name: &str, holds: u64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE edges SET holds = $2, last_nack = NULL, last_seen_at = now() WHERE name = $1")
+        .bind(name)
+        .bind(i64::try_from(holds).unwrap_or(i64::MAX))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes that an edge refused a version.
+pub(crate) async fn nacked(connection: &mut PgConnection, name: &str, reason: &str) -> Result<(), StoreError> {
+    sqlx::query("UPDATE edges SET last_nack = $2, last_seen_at = now() WHERE name = $1")
+        .bind(name)
+        .bind(reason)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes that an edge's push link ended.
+pub(crate) async fn disconnected(connection: &mut PgConnection, name: &str) -> Result<(), StoreError> {
+    sqlx::query("UPDATE edges SET connected = false, last_seen_at = now() WHERE name = $1")
+        .bind(name)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Edges after `after` in the order of their names, at most `limit`.
+pub(crate) async fn list(
+    connection: &mut PgConnection,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Edge>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM edges WHERE $1::text IS NULL OR name > $1 ORDER BY name LIMIT $2")
+        .bind(after)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?)
+}
+
+/// Notes that these edges' push links are up.
+pub(crate) async fn touch(connection: &mut PgConnection, names: &[String]) -> Result<(), StoreError> {
+    sqlx::query("UPDATE edges SET connected = true, last_seen_at = now() WHERE name = ANY($1)")
+        .bind(names)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes that edges are gone which no control plane has seen for `silence_s` seconds.
+pub(crate) async fn give_up_silent(connection: &mut PgConnection, silence_s: f64) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE edges SET connected = false
+         WHERE connected AND (last_seen_at IS NULL OR last_seen_at < now() - make_interval(secs => $1))",
+    )
+    .bind(silence_s)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

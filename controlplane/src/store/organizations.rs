@@ -1,0 +1,123 @@
+//! `organizations` and `billing_accounts`.
+
+use super::{PgConnection, StoreError};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use turnpike_config::{OrgId, OrgRecord};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// An organization: the tenant that owns keys and gets the invoice.
+#[derive(Clone, Debug, Serialize, ToSchema, sqlx::FromRow)]
+pub(crate) struct Organization {
+    /// Identity.
+    pub(crate) id: Uuid,
+    /// Display name.
+    pub(crate) name: String,
+    /// Short unique name.
+    pub(crate) slug: String,
+    /// `free`, `pro` or `enterprise`.
+    pub(crate) plan_type: String,
+    /// Where invoices go.
+    pub(crate) billing_email: Option<String>,
+    /// Tax identity for invoices.
+    pub(crate) tax_id: Option<String>,
+    /// Postal address.
+    pub(crate) address: Option<Value>,
+    /// Free settings.
+    pub(crate) settings: Value,
+    /// When it was made.
+    pub(crate) created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub(crate) updated_at: DateTime<Utc>,
+}
+
+impl Organization {
+    /// As the edges know it.
+    pub(crate) fn record(&self) -> OrgRecord {
+        OrgRecord { id: OrgId(self.id), slug: self.slug.clone() }
+    }
+}
+
+/// Stores a new organization and its billing account.
+pub(crate) async fn insert(connection: &mut PgConnection, org: &Organization) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO organizations
+             (id, name, slug, plan_type, billing_email, tax_id, address, settings, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(org.id)
+    .bind(&org.name)
+    .bind(&org.slug)
+    .bind(&org.plan_type)
+    .bind(&org.billing_email)
+    .bind(&org.tax_id)
+    .bind(&org.address)
+    .bind(&org.settings)
+    .bind(org.created_at)
+    .bind(org.updated_at)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "INSERT INTO billing_accounts (id, organization_id, billing_email, billing_address, tax_id)
+         VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(Uuid::now_v7())
+    .bind(org.id)
+    .bind(&org.billing_email)
+    .bind(&org.address)
+    .bind(&org.tax_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes the fields that an operator may change.
+pub(crate) async fn update(connection: &mut PgConnection, org: &Organization) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE organizations SET name = $2, slug = $3, plan_type = $4, billing_email = $5, tax_id = $6, address = $7,
+             settings = $8, updated_at = now() WHERE id = $1",
+    )
+    .bind(org.id)
+    .bind(&org.name)
+    .bind(&org.slug)
+    .bind(&org.plan_type)
+    .bind(&org.billing_email)
+    .bind(&org.tax_id)
+    .bind(&org.address)
+    .bind(&org.settings)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// One organization.
+pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Option<Organization>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM organizations WHERE id = $1").bind(id).fetch_optional(connection).await?)
+}
+
+/// Organizations after `after` in the order of their ids (which is the order of creation), at most `limit`.
+pub(crate) async fn list(
+    connection: &mut PgConnection,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Organization>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM organizations WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2")
+        .bind(after)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?)
+}
+
+/// Removes an organization with its users and keys; false if there was none.
+/// Refused by a reference constraint once it has used anything.
+pub(crate) async fn delete(connection: &mut PgConnection, id: Uuid) -> Result<bool, StoreError> {
+    let deleted = sqlx::query("DELETE FROM organizations WHERE id = $1").bind(id).execute(connection).await?;
+    Ok(deleted.rows_affected() > 0)
+}
+
+/// Every organization.
+pub(crate) async fn all(connection: &mut PgConnection) -> Result<Vec<Organization>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM organizations").fetch_all(connection).await?)
+}

@@ -1,0 +1,25 @@
+//! The whole routing state, compiled from the tables.
+
+use super::{Store, StoreError, config_log, keys, models, nodes, organizations, versions};
+use turnpike_config::{Change, Routing};
+
+/// Reads every record that edges must know, and the version that they add up to, at one moment.
+pub(crate) async fn load(store: &Store) -> Result<Routing, StoreError> {
+    let mut tx = store.begin_snapshot().await?;
+    let mut routing = Routing { version: config_log::head(&mut tx).await?, ..Routing::default() };
+    for org in organizations::all(&mut tx).await? {
+        routing.apply(Change::PutOrg(org.record()));
+    }
+    for key in keys::all_live(&mut tx).await? {
+        routing.apply(Change::PutKey(key.record()?));
+    }
+    let versions = versions::all(&mut tx).await?;
+    for model in models::all(&mut tx).await? {
+        routing.apply(Change::PutModel(model.record(&versions)?));
+    }
+    for node in nodes::all(&mut tx).await? {
+        routing.apply(Change::PutNode(node.record()?));
+    }
+    tx.rollback().await?;
+    Ok(routing)
+}

@@ -1,0 +1,10 @@
+//! The control plane against a real PostgreSQL and real QUIC links with mutual TLS.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail loudly")]
+
+mod admin;
+mod feed;
+mod lifecycle;
+mod nodes;
+mod peers;
+mod plane;
+mod usage;

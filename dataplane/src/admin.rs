@@ -1,0 +1,51 @@
+//! The operator's side door: metrics and health.
+
+use crate::edge::Edge;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// `/metrics`, `/livez`, `/readyz`.
+pub(crate) fn router(edge: Arc<Edge>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(|| std::future::ready("ok\n")))
+        .route("/readyz", get(readyz))
+        .with_state(edge)
+}
+
+async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
+    let status = edge.journal.status().borrow().clone();
+    edge.metrics.journal_durable.set(i64::try_from(status.durable).unwrap_or(i64::MAX));
+    edge.metrics.journal_writable.set(i64::from(status.is_writable()));
+    match edge.metrics.render() {
+        Ok(text) => {
+            ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Ready: it could serve a request that came now.
+async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
+    let mut troubles = Vec::new();
+    if edge.draining.load(Ordering::Relaxed) {
+        troubles.push("draining".to_owned());
+    }
+    if edge.snapshot.load().version == 0 {
+        troubles.push("no routing yet: waiting for the control plane".to_owned());
+    }
+    if let Some(trouble) = &edge.journal.status().borrow().trouble {
+        troubles.push(format!("usage cannot be recorded: {trouble}"));
+    }
+    if troubles.is_empty() {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, troubles.join("\n") + "\n").into_response()
+    }
+}

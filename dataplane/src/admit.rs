@@ -1,0 +1,119 @@
+//! From a request's head to a body ready for a node: the stages up to dispatch, in order.
+
+use crate::edge::Edge;
+use crate::ingress::{self, Ask, Target};
+use crate::live::Model;
+use crate::reject::Reject;
+use crate::request::{Dispatch, Metered, Request, request_id};
+use crate::{auth, body_swap, limit, respond, rewrite};
+use pingora::proxy::Session;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use turnpike_config::{Endpoint, Permissions};
+
+/// A body byte is about a quarter of a token; prompts in code or other scripts have more, JSON around them less.
+const BYTES_PER_TOKEN: u64 = 4;
+/// Longest answer assumed when neither the request nor the model bounds it, tokens.
+const DEFAULT_ANSWER: u64 = 4_096;
+
+/// Whether a request goes to a node or has been answered here.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    Dispatch,
+    Answered,
+}
+
+/// Runs the stages. A refusal is for the caller to write.
+pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -> Result<Admitted, Reject> {
+    let head = session.req_header();
+    request.request_id = request_id(head.headers.get("x-request-id").and_then(|v| v.to_str().ok()), request.id);
+    let target = ingress::target(&head.method, head.uri.path())?;
+    if edge.draining.load(Ordering::Relaxed) {
+        return Err(Reject::Draining);
+    }
+    let needed = match target {
+        Target::Inference(_) => Permissions::INFERENCE,
+        Target::ListModels | Target::GetModel(_) => Permissions::MODELS_READ,
+    };
+    let key = auth::authenticate(&head.headers, &request.snapshot, request.arrived_unix_ms, needed)?;
+    let written = match target {
+        Target::Inference(endpoint) => {
+            let permit = edge.journal.permit().ok_or(Reject::MeteringUnavailable)?;
+            request.metered = Some(Metered {
+                endpoint,
+                key,
+                permit,
+                request_bytes: 0,
+                ask: None,
+                model: None,
+                reservation: None,
+                dispatch: None,
+            });
+            return prepare(edge, session, request).await.map(|()| Admitted::Dispatch);
+        }
+        Target::ListModels => respond::list_models(session, request, &key).await,
+        Target::GetModel(id) => {
+            let model = request.snapshot.model(&id).filter(|model| key.may_use(model)).cloned();
+            let model = model.ok_or(Reject::UnknownModel { model: id })?;
+            respond::get_model(session, request, &model).await
+        }
+    };
+    written.map(|()| Admitted::Answered).map_err(|_| Reject::BodyUnreadable)
+}
+
+/// Body, model, limits: everything an inference request needs before a node is picked.
+async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> Result<(), Reject> {
+    let limits = &edge.settings.limits;
+    let body = ingress::read_body(session, limits.max_body_bytes, limits.body_timeout).await?;
+    let snapshot = Arc::clone(&request.snapshot);
+    let Some(metered) = &mut request.metered else { return Err(Reject::Internal) };
+    metered.request_bytes = body.len() as u64;
+    let ask = metered.ask.insert(ingress::peek(&body)?).clone();
+
+    let model = snapshot.model(&ask.model).ok_or_else(|| Reject::UnknownModel { model: shown(&ask.model) })?;
+    metered.model = Some(Arc::clone(model));
+    if !metered.key.may_use(model) {
+        return Err(Reject::ModelNotAllowed { model: ask.model });
+    }
+    if model.route.is_none() {
+        return Err(Reject::NoVersion { model: ask.model });
+    }
+
+    let prompt_estimate = (body.len() as u64).div_ceil(BYTES_PER_TOKEN).min(model.record.context_length.into());
+    let tokens = prompt_estimate + longest_answer(metered.endpoint, &ask, model);
+    let least = prompt_estimate + ask.max_tokens.unwrap_or(0);
+    metered.reservation = Some(limit::reserve(&metered.key, least, tokens, edge.now_ns())?);
+
+    let body = if generates(metered.endpoint) { rewrite::body(&ask, &body) } else { body };
+    metered.dispatch = Some(Dispatch {
+        swapped: body_swap::put_in(session, body.clone()),
+        body,
+        tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
+        prompt_estimate: u32::try_from(prompt_estimate).unwrap_or(u32::MAX),
+        assignment: None,
+        tried: Vec::new(),
+        sent_at: None,
+        first_byte_at: None,
+        node_status: 0,
+        tap: None,
+    });
+    Ok(())
+}
+
+const fn generates(endpoint: Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Chat | Endpoint::Completion)
+}
+
+/// Tokens that the answer may take.
+fn longest_answer(endpoint: Endpoint, ask: &Ask, model: &Model) -> u64 {
+    if !generates(endpoint) {
+        return 0;
+    }
+    let most = model.record.max_output_tokens.map_or(DEFAULT_ANSWER, u64::from).min(model.record.context_length.into());
+    ask.max_tokens.unwrap_or(most)
+}
+
+/// A client's model name, short enough to repeat to him.
+fn shown(model: &str) -> String {
+    model.chars().take(100).collect()
+}

@@ -1,0 +1,93 @@
+//! Who is asking: a bearer key against the pinned snapshot.
+
+use crate::live::{Key, Snapshot};
+use crate::reject::Reject;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use std::sync::Arc;
+use turnpike_config::{KeyDigest, Permissions};
+
+/// Longest key worth hashing, bytes. Ours have 49.
+const MAX_KEY: usize = 256;
+
+/// Finds the key and checks that it is alive and may do what is asked.
+pub(crate) fn authenticate(
+    headers: &HeaderMap,
+    snapshot: &Snapshot,
+    now_unix_ms: u64,
+    needed: Permissions,
+) -> Result<Arc<Key>, Reject> {
+    let presented = bearer(headers)?;
+    let key = snapshot.key(&KeyDigest::of(presented)).ok_or_else(|| Reject::UnknownKey { shown: redact(presented) })?;
+    if !key.record.active {
+        return Err(Reject::KeyDisabled);
+    }
+    if key.record.expires_at_ms.is_some_and(|expiry| expiry <= now_unix_ms) {
+        return Err(Reject::KeyExpired);
+    }
+    if !key.record.permissions.allows(needed) {
+        return Err(Reject::MissingPermission { permission: needed.name() });
+    }
+    Ok(Arc::clone(key))
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, Reject> {
+    let value = headers.get(AUTHORIZATION).ok_or(Reject::MissingKey)?;
+    let text = value.to_str().map_err(|_| Reject::UnknownKey { shown: redact("") })?;
+    let (scheme, key) = text.split_once(' ').ok_or(Reject::MissingKey)?;
+    let key = key.trim();
+    if !scheme.eq_ignore_ascii_case("bearer") || key.is_empty() {
+        return Err(Reject::MissingKey);
+    }
+    if key.len() > MAX_KEY {
+        return Err(Reject::UnknownKey { shown: redact(key) });
+    }
+    Ok(key)
+}
+
+/// Enough of a wrong key to recognise it by, and no more.
+fn redact(key: &str) -> String {
+    let shown: String = key.chars().take(6).collect();
+    if key.len() < 20 { "***".to_owned() } else { format!("{shown}***") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::fixtures;
+
+    fn ask(header: Option<&str>, now: u64, change: impl FnOnce(&mut turnpike_config::KeyRecord)) -> Result<(), Reject> {
+        let mut routing = fixtures::routing();
+        change(routing.keys.values_mut().next().unwrap());
+        let (snapshot, _) = Snapshot::compile(&routing, &Snapshot::default(), &fixtures::loopback);
+        let mut headers = HeaderMap::new();
+        if let Some(value) = header {
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+        }
+        authenticate(&headers, &snapshot, now, Permissions::INFERENCE).map(drop)
+    }
+
+    #[test]
+    fn only_a_live_key_with_the_permission_passes() {
+        let bearer = format!("Bearer {}", fixtures::KEY);
+        assert_eq!(ask(Some(&bearer), 0, |_| ()), Ok(()));
+        assert_eq!(ask(Some(&bearer.replace("Bearer", "bearer")), 0, |_| ()), Ok(()));
+        assert_eq!(ask(Some(&bearer), 0, |k| k.active = false), Err(Reject::KeyDisabled));
+        assert_eq!(ask(Some(&bearer), 9, |k| k.expires_at_ms = Some(10)), Ok(()));
+        assert_eq!(ask(Some(&bearer), 10, |k| k.expires_at_ms = Some(10)), Err(Reject::KeyExpired));
+        let denied = ask(Some(&bearer), 0, |k| k.permissions = Permissions::MODELS_READ);
+        assert_eq!(denied, Err(Reject::MissingPermission { permission: "inference" }));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_and_not_repeated() {
+        assert_eq!(ask(None, 0, |_| ()), Err(Reject::MissingKey));
+        assert_eq!(ask(Some("Basic abc"), 0, |_| ()), Err(Reject::MissingKey));
+        assert_eq!(ask(Some("Bearer "), 0, |_| ()), Err(Reject::MissingKey));
+        let wrong = "sk-tp-abcdefghijklmnopqrstuvwxyz";
+        match ask(Some(&format!("Bearer {wrong}")), 0, |_| ()) {
+            Err(Reject::UnknownKey { shown }) => assert_eq!(shown, "sk-tp-***"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

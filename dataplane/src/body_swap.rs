@@ -1,0 +1,217 @@
+//! Lets a request whose body has already been read be proxied, and proxied again on a retry.
+//!
+//! Pingora picks the node before it forwards the body, and replays at most 64 KiB of a body read earlier. The model's
+//! name is in the body, so the edge reads all of it first, and then stands a session in front of the client's own that
+//! hands the (possibly rewritten) body out as the "retry buffer", whatever its size. [`take_out`] puts the client's own
+//! session back, without which its connection could not be kept alive.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::http::custom::{CustomMessageWrite, server::Session as CustomSession};
+use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::proxy::Session;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Where the client's own session waits to be put back.
+#[derive(Clone)]
+pub(crate) struct Swapped(Arc<Mutex<Option<ServerSession>>>);
+
+/// From here on the request's body is `body`.
+pub(crate) fn put_in(session: &mut Session, body: Bytes) -> Swapped {
+    let swapped = Swapped(Arc::default());
+    let inner = std::mem::replace(&mut *session.downstream_session, placeholder());
+    let replay = ReplaySession { inner, own: swapped.clone(), body };
+    *session.downstream_session = ServerSession::new_custom(Box::new(replay));
+    swapped
+}
+
+/// Puts the client's own session back; harmless if done twice.
+pub(crate) fn take_out(session: &mut Session, swapped: &Swapped) {
+    // The only method of the trait that Pingora never calls itself serves as the signal to let go of the session.
+    session.downstream_session.set_proxy_tasks_enabled(true);
+    let own = swapped.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(own) = own {
+        *session.downstream_session = own;
+    }
+}
+
+/// A session that is never called, only there while another is elsewhere.
+fn placeholder() -> ServerSession {
+    ServerSession::new_custom(Box::new(()))
+}
+
+struct ReplaySession {
+    inner: ServerSession,
+    own: Swapped,
+    body: Bytes,
+}
+
+type MessageReader = Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
+
+#[async_trait]
+impl CustomSession for ReplaySession {
+    fn set_proxy_tasks_enabled(&mut self, enabled: bool) {
+        if enabled {
+            let inner = std::mem::replace(&mut self.inner, placeholder());
+            *self.own.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(inner);
+        }
+    }
+
+    // The body: already here.
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        Ok(None)
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        true
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.body.is_empty()
+    }
+
+    fn enable_retry_buffering(&mut self) {}
+
+    fn retry_buffer_truncated(&self) -> bool {
+        false
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        (!self.body.is_empty()).then(|| self.body.clone())
+    }
+
+    async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
+        // Nothing is left to read: this waits until the client goes away.
+        self.inner.read_body_or_idle(true).await
+    }
+
+    // Everything else is the client's own session's.
+
+    fn req_header(&self) -> &RequestHeader {
+        self.inner.req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.inner.req_header_mut()
+    }
+
+    async fn write_response_header(&mut self, response: Box<ResponseHeader>, _end: bool) -> Result<()> {
+        self.inner.write_response_header(response).await
+    }
+
+    async fn write_response_header_ref(&mut self, response: &ResponseHeader, _end: bool) -> Result<()> {
+        self.inner.write_response_header_ref(response).await
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.inner.write_response_body(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.inner.write_response_trailers(trailers).await
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        self.inner.response_duplex_vec(tasks).await
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner.set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.inner.get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner.set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.inner.get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner.set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.inner.get_total_drain_timeout()
+    }
+
+    fn request_summary(&self) -> String {
+        self.inner.request_summary()
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.inner.response_written()
+    }
+
+    async fn shutdown(&mut self, _code: u32, _context: &str) {
+        self.inner.shutdown().await;
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.inner.finish_body().await
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.inner.body_bytes_sent()
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.inner.body_bytes_read()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.inner.digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.inner.digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.inner.client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.inner.server_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.inner.to_h1_raw()
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(&mut self) -> Option<MessageReader> {
+        None
+    }
+
+    fn restore_custom_message_reader(&mut self, _reader: MessageReader) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}

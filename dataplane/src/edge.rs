@@ -1,0 +1,61 @@
+//! What all requests of an edge share.
+
+use crate::bucket::Bucket;
+use crate::journal::Journal;
+use crate::live::Snapshot;
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use arc_swap::ArcSwap;
+use pingora::utils::tls::CertKey;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
+
+/// Further tries per minute, over all requests: a failing region must not multiply its own load.
+const RETRIES_PER_MINUTE: u32 = 6_000;
+
+/// The edge.
+pub(crate) struct Edge {
+    pub(crate) settings: Settings,
+    /// Own name, from the certificate.
+    pub(crate) name: String,
+    pub(crate) snapshot: ArcSwap<Snapshot>,
+    pub(crate) journal: Journal,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Shown to nodes.
+    pub(crate) certificate: Arc<CertKey>,
+    pub(crate) retry_budget: Bucket,
+    /// Starts each balancing scan elsewhere.
+    pub(crate) turn: AtomicUsize,
+    /// No new requests: a stop was asked for.
+    pub(crate) draining: AtomicBool,
+    started: Instant,
+}
+
+impl Edge {
+    pub(crate) fn new(
+        settings: Settings,
+        name: String,
+        certificate: CertKey,
+        journal: Journal,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            settings,
+            name,
+            snapshot: ArcSwap::default(),
+            journal,
+            metrics,
+            certificate: Arc::new(certificate),
+            retry_budget: Bucket::new(RETRIES_PER_MINUTE),
+            turn: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            started: Instant::now(),
+        }
+    }
+
+    /// Nanoseconds on the edge's monotonic clock; what limits and rests are measured by.
+    pub(crate) fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,200 @@
+//! What is asked: the address, the body under a cap, and the few fields of its JSON that the edge needs.
+
+use crate::reject::Reject;
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http::{HeaderMap, Method};
+use pingora::proxy::Session;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::time::Duration;
+use turnpike_config::Endpoint;
+
+/// What an address stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Inference(Endpoint),
+    ListModels,
+    GetModel(String),
+}
+
+/// Reads method and path.
+pub(crate) fn target(method: &Method, path: &str) -> Result<Target, Reject> {
+    let path = path.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(path);
+    let expect = |wanted: &Method, allowed, target| {
+        let wrong = || Reject::WrongMethod { method: method.to_string(), path: shown(path), allowed };
+        if method == wanted { Ok(target) } else { Err(wrong()) }
+    };
+    if let Some(endpoint) = Endpoint::from_path(path) {
+        return expect(&Method::POST, "POST", Target::Inference(endpoint));
+    }
+    if path == "/v1/models" {
+        return expect(&Method::GET, "GET", Target::ListModels);
+    }
+    if let Some(model) = path.strip_prefix("/v1/models/") {
+        return expect(&Method::GET, "GET", Target::GetModel(percent_decode(model)));
+    }
+    Err(Reject::UnknownUrl { method: shown(method.as_str()), path: shown(path) })
+}
+
+/// A client's text, short enough to repeat to him.
+fn shown(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// Model ids may hold `/`, which SDKs escape.
+fn percent_decode(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escaped = tail.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Reads the whole body, up to `limit` bytes, within `patience`.
+pub(crate) async fn read_body(session: &mut Session, limit: usize, patience: Duration) -> Result<Bytes, Reject> {
+    if declared_length(&session.req_header().headers).is_some_and(|length| length > limit) {
+        return Err(Reject::BodyTooLarge { limit });
+    }
+    if session.req_header().headers.contains_key(EXPECT) {
+        session.write_continue_response().await.map_err(|_| Reject::BodyUnreadable)?;
+    }
+    tokio::time::timeout(patience, collect_body(session, limit)).await.map_err(|_| Reject::BodyTooSlow)?
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+async fn collect_body(session: &mut Session, limit: usize) -> Result<Bytes, Reject> {
+    let Some(first) = next_piece(session).await? else { return Ok(Bytes::new()) };
+    let Some(second) = next_piece(session).await? else {
+        // The usual case: one piece, not copied.
+        return if first.len() > limit { Err(Reject::BodyTooLarge { limit }) } else { Ok(first) };
+    };
+    let mut body = BytesMut::with_capacity((first.len() + second.len()) * 2);
+    body.extend_from_slice(&first);
+    let mut piece = Some(second);
+    while let Some(bytes) = piece {
+        if body.len() + bytes.len() > limit {
+            return Err(Reject::BodyTooLarge { limit });
+        }
+        body.extend_from_slice(&bytes);
+        piece = next_piece(session).await?;
+    }
+    Ok(body.freeze())
+}
+
+async fn next_piece(session: &mut Session) -> Result<Option<Bytes>, Reject> {
+    session.read_request_body().await.map_err(|_| Reject::BodyUnreadable)
+}
+
+/// The part of a request's JSON that the edge acts on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    pub(crate) model: String,
+    pub(crate) stream: bool,
+    /// The client wants the usage chunk at the end of its stream.
+    pub(crate) include_usage: bool,
+    /// Longest answer asked for, tokens, over all choices.
+    pub(crate) max_tokens: Option<u64>,
+    /// Where in the body the value of `stream_options` stands.
+    pub(crate) stream_options: Option<Range<usize>>,
+}
+
+/// Peeks at a body. Everything else in it is skipped, not copied.
+pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
+    #[derive(Deserialize)]
+    struct Peek<'a> {
+        #[serde(borrow, default)]
+        model: Cow<'a, str>,
+        stream: Option<bool>,
+        max_tokens: Option<u64>,
+        max_completion_tokens: Option<u64>,
+        n: Option<u64>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        stream_options: Option<&'a RawValue>,
+    }
+    /// A null that is there must be replaced, not doubled.
+    fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
+        <&RawValue>::deserialize(value).map(Some)
+    }
+    #[derive(Deserialize)]
+    struct StreamOptions {
+        #[serde(default)]
+        include_usage: Option<bool>,
+    }
+
+    let text = std::str::from_utf8(body).map_err(|_| Reject::InvalidJson { reason: "it is not UTF-8".to_owned() })?;
+    let peek: Peek<'_> = serde_json::from_str(text).map_err(|e| Reject::InvalidJson { reason: e.to_string() })?;
+    if peek.model.is_empty() {
+        return Err(Reject::MissingParameter { name: "model" });
+    }
+    let options = peek.stream_options.map(|raw| serde_json::from_str::<Option<StreamOptions>>(raw.get())).transpose();
+    let options = options
+        .map_err(|_| Reject::InvalidParameter { name: "stream_options", reason: "expected an object".to_owned() })?
+        .flatten();
+    let answer = peek.max_completion_tokens.or(peek.max_tokens);
+    Ok(Ask {
+        model: peek.model.into_owned(),
+        stream: peek.stream.unwrap_or(false),
+        include_usage: options.and_then(|o| o.include_usage).unwrap_or(false),
+        max_tokens: answer.map(|tokens| tokens.saturating_mul(peek.n.unwrap_or(1).clamp(1, 128))),
+        stream_options: peek.stream_options.map(|raw| range_within(text, raw.get())),
+    })
+}
+
+/// Where `part`, a slice of `whole`, begins and ends.
+fn range_within(whole: &str, part: &str) -> Range<usize> {
+    let start = part.as_ptr() as usize - whole.as_ptr() as usize;
+    start..start + part.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(target(&Method::POST, "/v1/chat/completions"), Ok(Target::Inference(Endpoint::Chat)));
+        assert_eq!(target(&Method::GET, "/v1/models/"), Ok(Target::ListModels));
+        assert_eq!(target(&Method::GET, "/v1/models/a%2Fb%zz"), Ok(Target::GetModel("a/b%zz".to_owned())));
+        assert!(matches!(target(&Method::GET, "/v1/embeddings"), Err(Reject::WrongMethod { allowed: "POST", .. })));
+        assert!(matches!(target(&Method::POST, "/v1/nothing"), Err(Reject::UnknownUrl { .. })));
+        assert!(matches!(target(&Method::GET, "/"), Err(Reject::UnknownUrl { .. })));
+    }
+
+    #[test]
+    fn peeking_finds_what_matters_and_skips_the_rest() {
+        let body = br#"{"messages":[{"role":"user","content":"hi"}],"model":"a\u002fb","n":2,"max_tokens":7,
+                        "stream":true,"stream_options":{"include_usage":true}}"#;
+        let ask = peek(body).unwrap();
+        assert_eq!((ask.model.as_str(), ask.stream, ask.include_usage, ask.max_tokens), ("a/b", true, true, Some(14)));
+        assert_eq!(&body[ask.stream_options.unwrap()], br#"{"include_usage":true}"#);
+    }
+
+    #[test]
+    fn bad_bodies_are_named() {
+        assert!(matches!(peek(b""), Err(Reject::InvalidJson { .. })));
+        assert!(matches!(peek(b"[1]"), Err(Reject::InvalidJson { .. })));
+        assert!(matches!(peek(b"{\"model\":\"\xff\"}"), Err(Reject::InvalidJson { .. })));
+        assert!(matches!(peek(br#"{"model":"a","model":"b"}"#), Err(Reject::InvalidJson { .. })));
+        assert_eq!(peek(br#"{"messages":[]}"#), Err(Reject::MissingParameter { name: "model" }));
+        let odd = peek(br#"{"model":"m","stream_options":3}"#);
+        assert!(matches!(odd, Err(Reject::InvalidParameter { name: "stream_options", .. })));
+        assert!(peek(br#"{"model":"m","stream":null,"stream_options":null}"#).is_ok());
+    }
+}

@@ -1,0 +1,176 @@
+//! The edge: a Pingora proxy that authenticates, limits, balances and meters.
+//!
+//! A request meets the stages in the order of [`proxy`]'s phases; each stage is one file and knows nothing of the others.
+//! What a request needs is in memory: the pinned snapshot, limits as atomics, a slot in the journal's queue. The control
+//! plane may be dead; the link ([`sync`], [`ship`]) runs beside and never in the way.
+
+mod admin;
+mod admit;
+mod auth;
+mod balance;
+mod body_swap;
+mod bucket;
+mod edge;
+mod files;
+mod ingress;
+mod journal;
+mod limit;
+mod live;
+mod meter;
+mod metrics;
+mod proxy;
+mod reject;
+mod request;
+mod respond;
+mod rewrite;
+mod routing_file;
+mod server;
+mod settings;
+mod ship;
+mod sync;
+mod tap;
+
+pub use journal::JournalError;
+pub use settings::{Limits, Settings};
+
+use edge::Edge;
+use journal::Journal;
+use metrics::Metrics;
+use pingora::utils::tls::CertKey;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use turnpike_config::link::{Identity, LinkError, Peer, Role};
+
+/// How long a stopping edge goes on shipping what it has metered; the rest is shipped after the next start.
+const LAST_SHIPMENT: Duration = Duration::from_secs(3);
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Why an edge cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address is taken or not ours.
+    #[error("cannot listen on {address} (setting {setting}): {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Which setting to change.
+        setting: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The certificate does not do.
+    #[error("certificate: {0}")]
+    Identity(#[from] LinkError),
+    /// The certificate is another role's.
+    #[error("tls.cert is that of {0:?}, but an edge needs one for NAME.edge.turnpike.internal")]
+    WrongRole(Peer),
+    /// The usage journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The runtime cannot be started.
+    #[error("cannot start: {0}")]
+    Runtime(std::io::Error),
+    /// Pingora stopped by itself.
+    #[error("the proxy stopped unexpectedly")]
+    ProxyStopped,
+}
+
+/// Runs an edge until `shutdown`, then drains: running requests finish (up to `drain.timeout`), usage is synced to disk.
+pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error> {
+    let identity = Identity::load(&settings.tls)?;
+    let own = identity.own()?;
+    if own.role != Role::Edge {
+        return Err(Error::WrongRole(own));
+    }
+    // Pingora reports a taken port only in its log: try it first.
+    drop(std::net::TcpListener::bind(settings.listen).map_err(listen_error(settings.listen, "http.listen"))?);
+
+    let metrics = Arc::new(Metrics::new());
+    let observe = Arc::clone(&metrics);
+    let directory = settings.data_dir.join("journal");
+    let (journal, _writer) =
+        Journal::open(&directory, settings.journal_max_bytes, move |event| observe.observe(event))?;
+    let chain = identity.chain.iter().map(|certificate| certificate.to_vec()).collect();
+    let certificate = CertKey::new(chain, identity.key_der().to_vec());
+    let edge = Arc::new(Edge::new(settings, own.name, certificate, journal, metrics));
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("edge-side")
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    runtime.block_on(serve(edge, identity, shutdown))
+}
+
+fn listen_error(address: SocketAddr, setting: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Listen { address, setting, source }
+}
+
+async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken) -> Result<(), Error> {
+    let admin_address = edge.settings.admin_listen;
+    let listener = TcpListener::bind(admin_address).await.map_err(listen_error(admin_address, "admin.listen"))?;
+    tokio::spawn(axum::serve(listener, admin::router(Arc::clone(&edge))).into_future());
+
+    let stop_sync = CancellationToken::new();
+    let link = sync::Sync::start(Arc::clone(&edge));
+    let sync = tokio::spawn(link.run(identity, stop_sync.clone()));
+
+    let stop_proxy = CancellationToken::new();
+    let proxy_stopped = CancellationToken::new();
+    start_proxy(&edge, stop_proxy.clone(), proxy_stopped.clone())?;
+    tracing::info!(listen = %edge.settings.listen, admin = %admin_address, name = edge.name, "edge is serving");
+
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = proxy_stopped.cancelled() => return Err(Error::ProxyStopped),
+    }
+    drain(&edge, &stop_proxy).await;
+    stop_sync.cancel();
+    // The task only fails by panicking, which has been reported.
+    let _ = sync.await;
+    Ok(())
+}
+
+/// Pingora owns its threads and runtimes: it gets a thread to block.
+fn start_proxy(edge: &Arc<Edge>, stop: CancellationToken, stopped: CancellationToken) -> Result<(), Error> {
+    let edge = Arc::clone(edge);
+    let guard = stopped.drop_guard();
+    std::thread::Builder::new()
+        .name("proxy".to_owned())
+        .spawn(move || {
+            let _guard = guard;
+            server::run(&edge, stop);
+        })
+        .map(drop)
+        .map_err(Error::Runtime)
+}
+
+/// Waits for running requests and then for their usage to leave, each within its deadline.
+async fn drain(edge: &Edge, stop_proxy: &CancellationToken) {
+    tracing::info!(in_flight = edge.metrics.in_flight.get(), "draining");
+    edge.draining.store(true, Ordering::Relaxed);
+    stop_proxy.cancel();
+    let deadline = Instant::now() + edge.settings.drain_timeout;
+    while edge.metrics.in_flight.get() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    let left = edge.metrics.in_flight.get();
+    if left > 0 {
+        tracing::warn!(requests = left, "drain.timeout passed: running requests are cut off");
+    }
+    let deadline = Instant::now() + LAST_SHIPMENT;
+    while edge.metrics.linked.get() == 1 && !all_shipped(edge) && Instant::now() < deadline {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    tracing::info!("drained");
+}
+
+fn all_shipped(edge: &Edge) -> bool {
+    let durable = edge.journal.status().borrow().durable;
+    u64::try_from(edge.metrics.journal_shipped.get()).is_ok_and(|shipped| shipped >= durable)
+}

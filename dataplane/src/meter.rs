@@ -1,0 +1,143 @@
+//! The one outcome of a request: what it used, how it ended, what it costs.
+
+use crate::edge::Edge;
+use crate::reject::Reject;
+use crate::request::{Dispatch, Metered, Request};
+use http::header::USER_AGENT;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource};
+use std::time::{Duration, Instant};
+use turnpike_config::{RequestStatus, UsageEvent};
+
+const USER_AGENT_BYTES: usize = 256;
+
+/// Tokens of a request, and whether they are the edge's own count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tokens {
+    prompt: u32,
+    completion: u32,
+    estimated: bool,
+}
+
+/// How a request ended, for the event.
+struct End {
+    status: RequestStatus,
+    code: Option<String>,
+    message: Option<String>,
+}
+
+/// Settles limits and records the event. Called once, when the request is over in whatever way.
+pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, error: Option<&Error>) {
+    let Some(mut metered) = request.metered.take() else {
+        edge.metrics.unmetered.inc();
+        return;
+    };
+    let now = Instant::now();
+    let tokens = metered.dispatch.as_ref().map_or_else(Tokens::default, tokens);
+    if let Some(reservation) = metered.reservation.take() {
+        reservation.settle(u64::from(tokens.prompt) + u64::from(tokens.completion), edge.now_ns());
+    }
+    let end = end(request, metered.dispatch.as_ref(), error);
+    let event = event(edge, session, request, &metered, tokens, end, now);
+    if matches!(event.status, RequestStatus::Error | RequestStatus::Timeout) && event.http_status >= 500 {
+        tracing::warn!(
+            request_id = request.request_id,
+            event = %event.id,
+            node = event.node,
+            model = event.model,
+            code = event.error_code,
+            "request failed"
+        );
+    }
+    metered.permit.record(event);
+}
+
+/// The engine's count if it came; else what passed to the client, once anything did.
+fn tokens(dispatch: &Dispatch) -> Tokens {
+    let Some(tap) = &dispatch.tap else { return Tokens::default() };
+    match tap.usage() {
+        Some(usage) => Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated: false },
+        None if dispatch.first_byte_at.is_some() && dispatch.node_status == 200 => {
+            Tokens { prompt: dispatch.prompt_estimate, completion: tap.tokens_seen(), estimated: true }
+        }
+        None => Tokens::default(),
+    }
+}
+
+fn end(request: &Request, dispatch: Option<&Dispatch>, error: Option<&Error>) -> End {
+    let failed = |status, code: &str| End { status, code: Some(code.to_owned()), message: None };
+    if error.is_some_and(|e| matches!(e.esource(), ErrorSource::Downstream)) {
+        return failed(RequestStatus::ClientGone, "client_gone");
+    }
+    if let Some(reject) = &request.reject {
+        let answer = reject.answer();
+        // What the parser says of a bad body may repeat parts of it: not for the books.
+        let quotes_client = matches!(reject, Reject::InvalidJson { .. } | Reject::InvalidParameter { .. });
+        let message = (!quotes_client).then(|| answer.message.into_owned());
+        return End { status: reject.request_status(), code: Some(answer.code.to_owned()), message };
+    }
+    match dispatch {
+        Some(dispatch) if dispatch.node_status >= 400 => failed(RequestStatus::Error, "engine_refused"),
+        Some(dispatch) if error.is_none() && dispatch.tap.as_ref().is_none_or(|tap| tap.is_complete()) => {
+            End { status: RequestStatus::Success, code: None, message: None }
+        }
+        _ => failed(RequestStatus::Error, "answer_incomplete"),
+    }
+}
+
+fn event(
+    edge: &Edge,
+    session: &Session,
+    request: &Request,
+    metered: &Metered,
+    tokens: Tokens,
+    end: End,
+    now: Instant,
+) -> UsageEvent {
+    let dispatch = metered.dispatch.as_ref();
+    let sent_at = dispatch.and_then(|dispatch| dispatch.sent_at);
+    let model = metered.model.as_ref();
+    let client = session.client_addr().and_then(|address| address.as_inet());
+    UsageEvent {
+        id: request.id,
+        organization: metered.key.record.organization,
+        api_key: metered.key.record.id,
+        model: model.map(|model| model.record.id.clone()),
+        model_version: model.and_then(|model| model.route.as_ref()).map(|route| route.version.to_string()),
+        endpoint: metered.endpoint,
+        status: end.status,
+        http_status: session.response_written().map_or(0, |head| head.status.as_u16()),
+        error_code: end.code,
+        error_message: end.message,
+        prompt_tokens: tokens.prompt,
+        completion_tokens: tokens.completion,
+        estimated: tokens.estimated,
+        cost: model.map(|model| model.record.price.cost(tokens.prompt, tokens.completion)).unwrap_or_default(),
+        request_bytes: metered.request_bytes,
+        response_bytes: session.body_bytes_sent() as u64,
+        processing_ms: sent_at.map_or(0, |sent| millis(now - sent)),
+        queue_ms: millis(sent_at.unwrap_or(now) - request.arrived),
+        total_ms: millis(now - request.arrived),
+        first_byte_ms: dispatch.and_then(|d| d.first_byte_at).map(|first| millis(first - request.arrived)),
+        region: edge.settings.region.clone(),
+        edge: edge.name.clone(),
+        node: dispatch.and_then(last_node),
+        user_agent: user_agent(session),
+        client_ip: client.map(|address| address.ip().to_string()),
+        streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
+        retries: dispatch.map_or(0, |d| u8::try_from(d.tried.len().saturating_sub(1)).unwrap_or(u8::MAX)),
+    }
+}
+
+fn last_node(dispatch: &Dispatch) -> Option<String> {
+    dispatch.tried.last().map(ToString::to_string)
+}
+
+fn user_agent(session: &Session) -> Option<String> {
+    let text = session.req_header().headers.get(USER_AGENT)?.to_str().ok()?;
+    Some(text.chars().take(USER_AGENT_BYTES).collect())
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,128 @@
+//! Every metric of the edge, in one place. Names follow Prometheus' conventions: units inside, counters end in `_total`.
+//!
+//! Requests are counted from their usage events on the journal's thread, so that the request path touches plain atomics
+//! at most.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use turnpike_config::UsageEvent;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    endpoint: &'static str,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabel {
+    endpoint: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    direction: &'static str,
+}
+
+/// All of the edge's metrics.
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    duration: Family<EndpointLabel, Histogram, fn() -> Histogram>,
+    first_byte: Family<EndpointLabel, Histogram, fn() -> Histogram>,
+    tokens: Family<TokenLabels, Counter>,
+    /// Requests refused before a key was accepted, or that were no inference.
+    pub(crate) unmetered: Counter,
+    /// Connections closed because too many were open.
+    pub(crate) connections_refused: Counter,
+    /// Requests tried on a further node.
+    pub(crate) retries: Counter,
+    /// Requests being worked on.
+    pub(crate) in_flight: Gauge,
+    /// Version of the routing that is served by.
+    pub(crate) routing_version: Gauge,
+    /// Pushes applied and refused.
+    pub(crate) pushes_applied: Counter,
+    pub(crate) pushes_refused: Counter,
+    /// 1 while the link to the control plane stands.
+    pub(crate) linked: Gauge,
+    /// Journal positions: durable on disk, and stored by the control plane.
+    pub(crate) journal_durable: Gauge,
+    pub(crate) journal_shipped: Gauge,
+    /// 1 while usage can be recorded.
+    pub(crate) journal_writable: Gauge,
+}
+
+fn latency() -> Histogram {
+    // 1 ms to about 2 minutes.
+    Histogram::new(exponential_buckets(0.001, 2.0, 18))
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("turnpike_edge"),
+            requests: Family::default(),
+            duration: Family::new_with_constructor(latency),
+            first_byte: Family::new_with_constructor(latency),
+            tokens: Family::default(),
+            unmetered: Counter::default(),
+            connections_refused: Counter::default(),
+            retries: Counter::default(),
+            in_flight: Gauge::default(),
+            routing_version: Gauge::default(),
+            pushes_applied: Counter::default(),
+            pushes_refused: Counter::default(),
+            linked: Gauge::default(),
+            journal_durable: Gauge::default(),
+            journal_shipped: Gauge::default(),
+            journal_writable: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("requests", "Metered requests by endpoint and end", self.requests.clone());
+        let seconds = Unit::Seconds;
+        r.register_with_unit("request_duration", "Arrival to last byte", seconds.clone(), self.duration.clone());
+        r.register_with_unit("request_first_byte", "Arrival to first body byte", seconds, self.first_byte.clone());
+        r.register("tokens", "Tokens metered by direction", self.tokens.clone());
+        r.register("unmetered_requests", "Requests without an accepted key, or listings", self.unmetered.clone());
+        r.register("connections_refused", "Connections over the limit", self.connections_refused.clone());
+        r.register("retries", "Requests tried on a further node", self.retries.clone());
+        r.register("requests_in_flight", "Requests being worked on", self.in_flight.clone());
+        r.register("routing_version", "Version of the routing in use", self.routing_version.clone());
+        r.register("pushes_applied", "Routing versions taken", self.pushes_applied.clone());
+        r.register("pushes_refused", "Routing versions refused", self.pushes_refused.clone());
+        r.register("control_link_up", "1 while linked to the control plane", self.linked.clone());
+        r.register("journal_durable_events", "Usage events synced to disk, ever", self.journal_durable.clone());
+        r.register("journal_shipped_events", "Usage events stored by the control plane", self.journal_shipped.clone());
+        r.register("journal_writable", "1 while usage can be recorded", self.journal_writable.clone());
+    }
+
+    /// Counts a request that has ended.
+    pub(crate) fn observe(&self, event: &UsageEvent) {
+        let endpoint = event.endpoint.name();
+        self.requests.get_or_create(&RequestLabels { endpoint, status: event.status.name() }).inc();
+        let label = EndpointLabel { endpoint };
+        self.duration.get_or_create(&label).observe(f64::from(event.total_ms) / 1000.0);
+        if let Some(first) = event.first_byte_ms {
+            self.first_byte.get_or_create(&label).observe(f64::from(first) / 1000.0);
+        }
+        self.tokens.get_or_create(&TokenLabels { direction: "input" }).inc_by(event.prompt_tokens.into());
+        self.tokens.get_or_create(&TokenLabels { direction: "output" }).inc_by(event.completion_tokens.into());
+    }
+
+    /// The exposition text.
+    pub(crate) fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

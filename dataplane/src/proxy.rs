@@ -1,0 +1,288 @@
+//! Pingora's phases, each handing over to the stage that belongs there.
+
+use crate::admit::{Admitted, admit};
+use crate::edge::Edge;
+use crate::reject::Reject;
+use crate::request::Request;
+use crate::tap::Tap;
+use crate::{balance, body_swap, limit, meter, respond, rewrite};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::HttpPeer;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Nodes tried for one request.
+pub(crate) const MAX_TRIES: usize = 3;
+/// Shorter than engines keep a connection, so that we never send into one that is closing.
+const NODE_IDLE: Duration = Duration::from_secs(50);
+/// A node's word that it did nothing with the request.
+const RETRYABLE: &str = "x-turnpike-retryable";
+/// The prompt's exact size, from nodes that know it before the answer is over.
+const PROMPT_TOKENS: &str = "x-turnpike-prompt-tokens";
+
+const NO_NODE: ErrorType = ErrorType::Custom("no node");
+const NODE_BUSY: ErrorType = ErrorType::Custom("node busy");
+
+/// The edge as Pingora sees it.
+pub(crate) struct Proxy {
+    pub(crate) edge: Arc<Edge>,
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Request;
+
+    fn new_ctx(&self) -> Request {
+        Request::begin(&self.edge)
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {
+        // None: compressing token streams costs more than it saves, and delays them.
+    }
+
+    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
+        match admit(&self.edge, session, request).await {
+            Ok(Admitted::Dispatch) => Ok(false),
+            Ok(Admitted::Answered) => Ok(true),
+            Err(reject) => {
+                let written = respond::reject(session, request, &reject).await;
+                request.reject = Some(reject);
+                written.map(|()| true).map_err(|e| e.into_down())
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
+        self.assign(request).map_err(|reject| {
+            request.reject = Some(reject);
+            Error::new(NO_NODE)
+        })
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut RequestHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        let Some(metered) = &mut request.metered else { return Err(Error::new(ErrorType::InternalError)) };
+        let (Some(dispatch), Some(model)) = (&mut metered.dispatch, &metered.model) else {
+            return Err(Error::new(ErrorType::InternalError));
+        };
+        dispatch.sent_at.get_or_insert_with(Instant::now);
+        let node = dispatch.assignment.as_ref().map(|assignment| &assignment.node);
+        let host = node.map_or("node", |node| node.tls_name.as_deref().unwrap_or(&node.name));
+        rewrite::head(
+            head,
+            &rewrite::Forwarded {
+                request_id: &request.request_id,
+                model: &model.record.id,
+                version: model.route.as_ref().map_or("", |route| &route.version),
+                body_length: dispatch.body.len(),
+                host,
+            },
+        )
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        let Some(dispatch) = request.dispatch() else { return Ok(()) };
+        if head.headers.contains_key(RETRYABLE) {
+            return Err(Error::new_up(NODE_BUSY));
+        }
+        if let Some(assignment) = &dispatch.assignment {
+            assignment.node.live.answered();
+        }
+        dispatch.node_status = head.status.as_u16();
+        let prompt = head.headers.get(PROMPT_TOKENS).and_then(|value| value.to_str().ok()?.parse().ok());
+        dispatch.prompt_estimate = prompt.unwrap_or(dispatch.prompt_estimate);
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        for name in ["server", PROMPT_TOKENS, RETRYABLE] {
+            head.remove_header(name);
+        }
+        head.insert_header("x-request-id", &request.request_id)?;
+        let Some(metered) = &mut request.metered else { return Ok(()) };
+        for (name, units) in limit::headers(&metered.key, self.edge.now_ns()) {
+            head.insert_header(name, units)?;
+        }
+        let wants_usage = metered.ask.as_ref().is_some_and(|ask| ask.include_usage);
+        let Some(dispatch) = &mut metered.dispatch else { return Ok(()) };
+        let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if content_type.starts_with("text/event-stream") {
+            dispatch.tap = Some(Tap::stream(!wants_usage));
+            if head.remove_header(&CONTENT_LENGTH).is_some() {
+                // The tap may shorten the stream.
+                head.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
+            }
+        } else if head.status.is_success() {
+            dispatch.tap = Some(Tap::json());
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        request: &mut Request,
+    ) -> Result<Option<Duration>> {
+        let Some(dispatch) = request.dispatch() else { return Ok(None) };
+        if body.as_ref().is_some_and(|bytes| !bytes.is_empty()) {
+            dispatch.first_byte_at.get_or_insert_with(Instant::now);
+        }
+        if let Some(tap) = &mut dispatch.tap {
+            *body = tap.pass(body.take(), end_of_stream);
+        }
+        Ok(None)
+    }
+
+    fn fail_to_connect(
+        &self,
+        session: &mut Session,
+        _peer: &HttpPeer,
+        request: &mut Request,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        self.node_failed(session, request, error)
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        request: &mut Request,
+        _client_reused: bool,
+    ) -> Box<Error> {
+        self.node_failed(session, request, error)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, request: &mut Request) -> FailToProxy {
+        let ended = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        if matches!(error.esource(), ErrorSource::Downstream) {
+            return ended;
+        }
+        let reject = request.reject.take().unwrap_or_else(|| reason(error));
+        let answer = reject.answer();
+        let streams = request.dispatch().is_some_and(|d| matches!(d.tap, Some(Tap::Stream(_))));
+        let written = if session.response_written().is_none() {
+            respond::reject(session, request, &reject).await
+        } else if streams {
+            respond::stream_error(session, &answer).await
+        } else {
+            // A JSON answer that breaks off: closing the connection is the only way left to say so.
+            Ok(())
+        };
+        if let Err(error) = written {
+            tracing::debug!(%error, "the client left before it could be told of a failure");
+        }
+        request.reject = Some(reject);
+        FailToProxy { error_code: answer.status.as_u16(), ..ended }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _request: &Request, _error: &Error) -> bool {
+        // The outcome is logged once, by the meter.
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _request: &Request,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        // A failed try is logged where the next one is decided on.
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
+        if let Some(dispatch) = request.dispatch() {
+            let swapped = dispatch.swapped.clone();
+            dispatch.assignment = None;
+            body_swap::take_out(session, &swapped);
+        }
+        meter::record(&self.edge, session, request, error);
+    }
+}
+
+impl Proxy {
+    /// Picks the node for this try.
+    fn assign(&self, request: &mut Request) -> Result<Box<HttpPeer>, Reject> {
+        let Some(metered) = &mut request.metered else { return Err(Reject::Internal) };
+        let (Some(dispatch), Some(model)) = (&mut metered.dispatch, &metered.model) else {
+            return Err(Reject::Internal);
+        };
+        let out_of_nodes = || Reject::NoNode { model: model.record.id.clone() };
+        let route = model.route.as_ref().ok_or_else(out_of_nodes)?;
+        let now = self.edge.now_ns();
+        if !dispatch.tried.is_empty() {
+            if dispatch.tried.len() >= MAX_TRIES || self.edge.retry_budget.take(1, now).is_err() {
+                return Err(out_of_nodes());
+            }
+            self.edge.metrics.retries.inc();
+        }
+        let turn = self.edge.turn.fetch_add(1, Ordering::Relaxed);
+        // The last node is let go first, so that its load does not count this request.
+        dispatch.assignment = None;
+        let assignment = balance::pick(route, &dispatch.tried, dispatch.tokens, turn, now).ok_or_else(out_of_nodes)?;
+        dispatch.tried.push(Arc::clone(&assignment.node.name));
+        let node = &dispatch.assignment.insert(assignment).node;
+        let mut peer = HttpPeer::new(node.address, node.tls_name.is_some(), node.tls_name.clone().unwrap_or_default());
+        if node.tls_name.is_some() {
+            peer.client_cert_key = Some(Arc::clone(&self.edge.certificate));
+        }
+        let limits = &self.edge.settings.limits;
+        peer.options.connection_timeout = Some(limits.connect_timeout);
+        peer.options.total_connection_timeout = Some(limits.connect_timeout * 2);
+        peer.options.read_timeout = Some(limits.node_timeout);
+        peer.options.write_timeout = Some(limits.node_timeout);
+        peer.options.idle_timeout = Some(NODE_IDLE);
+        Ok(Box::new(peer))
+    }
+
+    /// Decides on another try: only while nothing has reached the client, and never after a timeout, since the work may
+    /// still be going on.
+    fn node_failed(&self, session: &Session, request: &mut Request, mut error: Box<Error>) -> Box<Error> {
+        let by_client = matches!(error.esource(), ErrorSource::Downstream);
+        let timed_out = matches!(error.etype(), ErrorType::ReadTimedout);
+        let busy = error.etype() == &NODE_BUSY;
+        let may_retry = !by_client && !timed_out && session.response_written().is_none();
+        error.retry = RetryType::Decided(may_retry);
+        let assignment = request.dispatch().and_then(|dispatch| dispatch.assignment.as_ref());
+        if let Some(assignment) = assignment.filter(|_| !by_client && !busy) {
+            tracing::warn!(node = %assignment.node.name, %error, "node failed");
+            assignment.node.live.failed(self.edge.now_ns());
+        }
+        error
+    }
+}
+
+/// What an error means to the client when no stage has said so.
+fn reason(error: &Error) -> Reject {
+    match error.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Reject::NodeTimeout,
+        ErrorType::InternalError => Reject::Internal,
+        _ => Reject::NodeFailed,
+    }
+}

@@ -1,0 +1,119 @@
+//! What is known about one request, filled in by the stages in the order in which they run.
+
+use crate::balance::Assignment;
+use crate::body_swap::Swapped;
+use crate::edge::Edge;
+use crate::ingress::Ask;
+use crate::journal::Permit;
+use crate::limit::Reservation;
+use crate::live::{Key, Model, Snapshot};
+use crate::reject::Reject;
+use crate::tap::Tap;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use turnpike_config::{Endpoint, EventId};
+use uuid::{NoContext, Timestamp, Uuid};
+
+/// One request's context.
+pub(crate) struct Request {
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) arrived: Instant,
+    pub(crate) arrived_unix_ms: u64,
+    pub(crate) id: EventId,
+    /// Sent to the node and back to the client; the client's own if it sent a sound one.
+    pub(crate) request_id: String,
+    /// Why it was refused or failed, if it was.
+    pub(crate) reject: Option<Reject>,
+    /// Set once a key was accepted for inference; from then on the request ends as a usage event.
+    pub(crate) metered: Option<Metered>,
+    _in_flight: InFlight,
+}
+
+/// An inference request with an accepted key.
+pub(crate) struct Metered {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) key: Arc<Key>,
+    pub(crate) permit: Permit,
+    pub(crate) request_bytes: u64,
+    pub(crate) ask: Option<Ask>,
+    pub(crate) model: Option<Arc<Model>>,
+    pub(crate) reservation: Option<Reservation>,
+    pub(crate) dispatch: Option<Dispatch>,
+}
+
+/// A request on its way to nodes.
+pub(crate) struct Dispatch {
+    /// As the node gets it.
+    pub(crate) body: Bytes,
+    pub(crate) swapped: Swapped,
+    /// Prompt and longest answer, tokens; the weight in balancing.
+    pub(crate) tokens: i64,
+    /// Prompt tokens judged by bytes, for answers cut before the engine's count.
+    pub(crate) prompt_estimate: u32,
+    pub(crate) assignment: Option<Assignment>,
+    pub(crate) tried: Vec<Arc<str>>,
+    pub(crate) sent_at: Option<Instant>,
+    pub(crate) first_byte_at: Option<Instant>,
+    pub(crate) node_status: u16,
+    pub(crate) tap: Option<Tap>,
+}
+
+impl Request {
+    pub(crate) fn begin(edge: &Arc<Edge>) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let stamp = Timestamp::from_unix(NoContext, since_epoch.as_secs(), since_epoch.subsec_nanos());
+        Self {
+            snapshot: edge.snapshot.load_full(),
+            arrived: Instant::now(),
+            arrived_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+            id: EventId(Uuid::new_v7(stamp)),
+            request_id: String::new(),
+            reject: None,
+            metered: None,
+            _in_flight: InFlight::begin(edge),
+        }
+    }
+
+    /// The dispatch, if the request got that far.
+    pub(crate) fn dispatch(&mut self) -> Option<&mut Dispatch> {
+        self.metered.as_mut()?.dispatch.as_mut()
+    }
+}
+
+/// Counts the request as running until dropped, so that a drain knows when it is over.
+struct InFlight(Arc<Edge>);
+
+impl InFlight {
+    fn begin(edge: &Arc<Edge>) -> Self {
+        edge.metrics.in_flight.inc();
+        Self(Arc::clone(edge))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.metrics.in_flight.dec();
+    }
+}
+
+/// The client's request id if it is sound (1 to 128 visible ASCII characters), else one made from the event's.
+pub(crate) fn request_id(sent: Option<&str>, id: EventId) -> String {
+    let sound = |text: &&str| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    sent.filter(sound).map_or_else(|| format!("req_{}", id.0.simple()), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sound_request_ids_are_kept() {
+        let id = EventId(Uuid::from_u128(7));
+        assert_eq!(request_id(Some("abc-1"), id), "abc-1");
+        let own = "req_00000000000000000000000000000007";
+        for unsound in [None, Some(""), Some("a b"), Some("a\u{e9}"), Some(&*"x".repeat(129))] {
+            assert_eq!(request_id(unsound, id), own);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Answers that the edge writes itself.
+
+use crate::live::{Key, Model};
+use crate::reject::{Answer, Reject};
+use crate::request::Request;
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use serde_json::{Value, json};
+
+/// Tells the client why not.
+pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Reject) -> Result<()> {
+    let answer = reject.answer();
+    let mut head = head(answer.status, request)?;
+    if let Some(seconds) = answer.retry_after_s {
+        head.insert_header(RETRY_AFTER, seconds)?;
+    }
+    if let Some(methods) = answer.allow {
+        head.insert_header(ALLOW, methods)?;
+    }
+    if answer.status == StatusCode::UNAUTHORIZED {
+        head.insert_header(WWW_AUTHENTICATE, "Bearer")?;
+    }
+    json_body(session, head, answer.body()).await
+}
+
+/// Ends a stream that has begun with an error event, which SDKs raise as an exception.
+pub(crate) async fn stream_error(session: &mut Session, answer: &Answer) -> Result<()> {
+    let mut event = b"data: ".to_vec();
+    event.extend(answer.body());
+    event.extend_from_slice(b"\n\n");
+    session.write_response_body(Some(Bytes::from(event)), true).await
+}
+
+/// `GET /v1/models`
+pub(crate) async fn list_models(session: &mut Session, request: &Request, key: &Key) -> Result<()> {
+    let usable = request.snapshot.listing().filter(|model| key.may_use(model));
+    let data: Vec<Value> = usable.map(|model| model_object(model)).collect();
+    let head = head(StatusCode::OK, request)?;
+    json_body(session, head, json!({"object": "list", "data": data}).to_string().into_bytes()).await
+}
+
+/// `GET /v1/models/{id}`
+pub(crate) async fn get_model(session: &mut Session, request: &Request, model: &Model) -> Result<()> {
+    let head = head(StatusCode::OK, request)?;
+    json_body(session, head, model_object(model).to_string().into_bytes()).await
+}
+
+fn model_object(model: &Model) -> Value {
+    let record = &model.record;
+    json!({"id": record.id, "object": "model", "created": record.created_s, "owned_by": record.provider})
+}
+
+fn head(status: StatusCode, request: &Request) -> Result<Box<ResponseHeader>> {
+    let mut head = ResponseHeader::build(status, Some(6))?;
+    head.insert_header("x-request-id", &request.request_id)?;
+    head.insert_header(CACHE_CONTROL, "no-store")?;
+    Ok(Box::new(head))
+}
+
+async fn json_body(session: &mut Session, mut head: Box<ResponseHeader>, body: Vec<u8>) -> Result<()> {
+    head.insert_header(CONTENT_TYPE, "application/json")?;
+    head.insert_header(CONTENT_LENGTH, body.len())?;
+    session.write_response_header(head, false).await?;
+    session.write_response_body(Some(Bytes::from(body)), true).await
+}

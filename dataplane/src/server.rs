@@ -1,0 +1,87 @@
+//! Pingora's server around the proxy: listeners, threads, connection cap, stop.
+
+use crate::edge::Edge;
+use crate::proxy::{MAX_TRIES, Proxy};
+use async_trait::async_trait;
+use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::listeners::ListenerConfig;
+use pingora::protocols::Stream;
+use pingora::protocols::l4::stream::L4BufferSettings;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::listening::Service;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// Heads and small bodies fit; larger buffers only cost idle connections memory.
+const READ_BUFFER: usize = 8 << 10;
+const WRITE_BUFFER: usize = 8 << 10;
+/// Idle connections kept to nodes, per thread.
+const NODE_POOL: usize = 512;
+
+/// Serves until `stop`; then no new connections are taken and running requests go on. Blocks.
+pub(crate) fn run(edge: &Arc<Edge>, stop: CancellationToken) {
+    let settings = &edge.settings;
+    let conf = ServerConf {
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        // Each thread keeps its connections: measured cheaper than moving tasks between threads.
+        work_stealing: false,
+        ca_file: Some(settings.tls.ca.display().to_string()),
+        grace_period_seconds: Some(settings.drain_timeout.as_secs().max(1)),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: NODE_POOL,
+        max_retries: MAX_TRIES + 1,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+
+    let mut proxy = http_proxy(&server.configuration, Proxy { edge: Arc::clone(edge) });
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    proxy.server_options = Some(options);
+    let app = CappedApp {
+        proxy: Arc::new(proxy),
+        free: Semaphore::new(settings.limits.max_connections),
+        edge: Arc::clone(edge),
+    };
+    let mut service = Service::new("edge".to_owned(), app);
+    let buffers = L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER);
+    service.add_listener(ListenerConfig::tcp(settings.listen.to_string()).l4_buffer(buffers));
+    server.add_service(service);
+    server.run(RunArgs { shutdown_signal: Box::new(StopSignal(stop)) });
+}
+
+/// The proxy with a cap on open connections.
+struct CappedApp {
+    proxy: Arc<HttpProxy<Proxy>>,
+    free: Semaphore,
+    edge: Arc<Edge>,
+}
+
+#[async_trait]
+impl ServerApp for CappedApp {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let Ok(_held) = self.free.try_acquire() else {
+            self.edge.metrics.connections_refused.inc();
+            return None;
+        };
+        self.proxy.process_new(stream, shutdown).await
+    }
+
+    async fn cleanup(&self) {
+        ServerApp::cleanup(&*self.proxy).await;
+    }
+}
+
+struct StopSignal(CancellationToken);
+
+#[async_trait]
+impl ShutdownSignalWatch for StopSignal {
+    async fn recv(&self) -> ShutdownSignal {
+        self.0.cancelled().await;
+        ShutdownSignal::GracefulTerminate
+    }
+}

@@ -1,0 +1,295 @@
+//! Listens in on the answer: finds the engine's token counts, and takes the usage chunk out of streams whose client did
+//! not ask for it.
+//!
+//! Bytes pass in whole events, which is all a client can use; within that nothing waits and, on the usual path, nothing
+//! is copied or parsed.
+
+use bytes::{Bytes, BytesMut};
+use memchr::memmem;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// An event larger than this passes through uninspected.
+const MAX_EVENT: usize = 1 << 20;
+/// A JSON answer larger than this is not searched for its usage.
+const MAX_JSON: usize = 64 << 20;
+
+/// Token counts as engines report them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct Usage {
+    #[serde(default)]
+    pub(crate) prompt_tokens: u32,
+    #[serde(default)]
+    pub(crate) completion_tokens: u32,
+}
+
+/// Listens to one answer.
+#[derive(Debug)]
+pub(crate) enum Tap {
+    Json(JsonTap),
+    Stream(StreamTap),
+}
+
+impl Tap {
+    pub(crate) fn json() -> Self {
+        Self::Json(JsonTap::default())
+    }
+
+    /// `strip_usage`: the usage chunk is ours, not the client's.
+    pub(crate) fn stream(strip_usage: bool) -> Self {
+        Self::Stream(StreamTap { strip_usage, ..StreamTap::default() })
+    }
+
+    /// Takes what came from the node, returns what the client gets now. `end`: nothing comes after.
+    pub(crate) fn pass(&mut self, chunk: Option<Bytes>, end: bool) -> Option<Bytes> {
+        let out = match self {
+            Self::Json(tap) => {
+                tap.keep(chunk.as_ref());
+                chunk
+            }
+            Self::Stream(tap) => {
+                let mut out = chunk.map_or_else(Bytes::new, |chunk| tap.pass(chunk));
+                if end {
+                    out = tap.flush(out);
+                }
+                Some(out)
+            }
+        };
+        out.filter(|bytes| !bytes.is_empty())
+    }
+
+    /// The engine's own count, if it came.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        match self {
+            Self::Json(tap) => tap.usage(),
+            Self::Stream(tap) => tap.usage,
+        }
+    }
+
+    /// Tokens that passed, judged by the number of events; for streams cut before the engine's own count.
+    pub(crate) fn tokens_seen(&self) -> u32 {
+        match self {
+            Self::Json(_) => 0,
+            // The first event carries the role only.
+            Self::Stream(tap) => tap.events.saturating_sub(1),
+        }
+    }
+
+    /// Whether the answer ended as its format demands.
+    pub(crate) fn is_complete(&self) -> bool {
+        match self {
+            Self::Json(_) => true,
+            Self::Stream(tap) => tap.done,
+        }
+    }
+}
+
+/// Keeps a JSON answer's pieces (reference-counted, not copied) to read its usage once it is over.
+#[derive(Debug, Default)]
+pub(crate) struct JsonTap {
+    pieces: Vec<Bytes>,
+    length: usize,
+}
+
+impl JsonTap {
+    fn keep(&mut self, chunk: Option<&Bytes>) {
+        let Some(chunk) = chunk else { return };
+        self.length += chunk.len();
+        if self.length <= MAX_JSON {
+            self.pieces.push(chunk.clone());
+        } else {
+            self.pieces.clear();
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        #[derive(Deserialize)]
+        struct Answer {
+            usage: Option<Usage>,
+        }
+        let answer: Answer = match self.pieces.as_slice() {
+            [whole] => serde_json::from_slice(whole).ok()?,
+            pieces => serde_json::from_slice(&pieces.concat()).ok()?,
+        };
+        answer.usage
+    }
+}
+
+/// Splits a stream into events.
+#[derive(Debug, Default)]
+pub(crate) struct StreamTap {
+    strip_usage: bool,
+    /// The beginning of an event whose end has not come.
+    carry: BytesMut,
+    usage: Option<Usage>,
+    events: u32,
+    done: bool,
+}
+
+impl StreamTap {
+    fn pass(&mut self, chunk: Bytes) -> Bytes {
+        let data = if self.carry.is_empty() {
+            chunk
+        } else {
+            self.carry.extend_from_slice(&chunk);
+            self.carry.split().freeze()
+        };
+        let Some(cut) = last_event_end(&data) else {
+            return self.hold(data);
+        };
+        let rest = data.slice(cut..);
+        if !rest.is_empty() {
+            self.carry.extend_from_slice(&rest);
+        }
+        self.inspect(data.slice(..cut))
+    }
+
+    fn hold(&mut self, data: Bytes) -> Bytes {
+        if data.len() > MAX_EVENT {
+            return data;
+        }
+        self.carry.extend_from_slice(&data);
+        Bytes::new()
+    }
+
+    fn flush(&mut self, out: Bytes) -> Bytes {
+        if self.carry.is_empty() {
+            return out;
+        }
+        let rest = self.carry.split().freeze();
+        let rest = self.inspect(rest);
+        [out, rest].concat().into()
+    }
+
+    /// Looks at whole events.
+    fn inspect(&mut self, events: Bytes) -> Bytes {
+        let count = memmem::find_iter(&events, b"data:").count();
+        self.events = self.events.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        if memmem::rfind(&events, b"[DONE]").is_some() {
+            self.done = true;
+        }
+        if memmem::find(&events, b"\"usage\"").is_none() {
+            return events;
+        }
+        let mut kept = BytesMut::with_capacity(events.len());
+        let mut rest = &events[..];
+        while !rest.is_empty() {
+            let (event, after) = rest.split_at(first_event_end(rest).unwrap_or(rest.len()));
+            if !self.is_ours(event) {
+                kept.extend_from_slice(event);
+            }
+            rest = after;
+        }
+        kept.freeze()
+    }
+
+    /// Notes the event's usage; true if the event is there only because we asked for it.
+    fn is_ours(&mut self, event: &[u8]) -> bool {
+        #[derive(Deserialize)]
+        struct Chunk {
+            usage: Option<Usage>,
+            #[serde(default)]
+            choices: Vec<IgnoredAny>,
+        }
+        let Some(start) = memmem::find(event, b"data:") else { return false };
+        let Ok(chunk) = serde_json::from_slice::<Chunk>(&event[start + 5..]) else { return false };
+        let Some(usage) = chunk.usage else { return false };
+        self.usage = Some(usage);
+        let ours = self.strip_usage && chunk.choices.is_empty();
+        self.events = self.events.saturating_sub(u32::from(ours));
+        ours
+    }
+}
+
+/// End of the last whole event: events end with an empty line, after LF or CRLF.
+fn last_event_end(data: &[u8]) -> Option<usize> {
+    let lf = memmem::rfind(data, b"\n\n").map(|at| at + 2);
+    let crlf = memmem::rfind(data, b"\n\r\n").map(|at| at + 3);
+    lf.max(crlf)
+}
+
+fn first_event_end(data: &[u8]) -> Option<usize> {
+    let lf = memmem::find(data, b"\n\n").map(|at| at + 2);
+    let crlf = memmem::find(data, b"\n\r\n").map(|at| at + 3);
+    match (lf, crlf) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STREAM: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}],\"usage\":null}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"say \\\"usage\\\"\"}}]}\n\n\
+        data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\r\n\r\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n\
+        data: [DONE]\n\n";
+
+    fn run(strip: bool, pieces: &[&[u8]]) -> (Vec<u8>, Tap) {
+        let mut tap = Tap::stream(strip);
+        let mut out = Vec::new();
+        for piece in pieces {
+            out.extend(tap.pass(Some(Bytes::copy_from_slice(piece)), false).unwrap_or_default());
+        }
+        out.extend(tap.pass(None, true).unwrap_or_default());
+        (out, tap)
+    }
+
+    #[test]
+    fn the_usage_chunk_is_counted_and_taken_out() {
+        let (out, tap) = run(true, &[STREAM.as_bytes()]);
+        let text = String::from_utf8(out).unwrap();
+        assert!(!text.contains("prompt_tokens") && text.contains("[DONE]") && text.contains("say"));
+        assert_eq!(tap.usage(), Some(Usage { prompt_tokens: 7, completion_tokens: 2 }));
+        assert!(tap.is_complete());
+    }
+
+    #[test]
+    fn a_client_that_asked_gets_every_byte() {
+        let (out, tap) = run(false, &[STREAM.as_bytes()]);
+        assert_eq!(out, STREAM.as_bytes());
+        assert_eq!(tap.usage().unwrap().completion_tokens, 2);
+    }
+
+    #[test]
+    fn a_cut_stream_is_not_complete_and_its_events_are_counted() {
+        let (_, tap) = run(true, &[&STREAM.as_bytes()[..150]]);
+        assert!(!tap.is_complete() && tap.usage().is_none());
+        assert_eq!(tap.tokens_seen(), 2);
+    }
+
+    #[test]
+    fn an_event_without_end_is_not_held_for_ever() {
+        let mut tap = Tap::stream(true);
+        let huge = Bytes::from(vec![b'x'; MAX_EVENT + 1]);
+        assert_eq!(tap.pass(Some(huge.clone()), false), Some(huge));
+    }
+
+    #[test]
+    fn json_usage_is_found_in_pieces() {
+        let mut tap = Tap::json();
+        for piece in
+            [r#"{"choices":[{"message":{"content":"x"}}],"usa"#, r#"ge":{"prompt_tokens":3,"total_tokens":3}}"#]
+        {
+            assert!(tap.pass(Some(Bytes::from(piece)), false).is_some());
+        }
+        assert_eq!(tap.usage(), Some(Usage { prompt_tokens: 3, completion_tokens: 0 }));
+    }
+
+    proptest! {
+        /// However the network cuts the stream, the client gets the same bytes and we the same counts.
+        #[test]
+        fn cuts_do_not_matter(mut cuts in proptest::collection::vec(0..STREAM.len(), 0..20), strip: bool) {
+            cuts.extend([0, STREAM.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|w| &STREAM.as_bytes()[w[0]..w[1]]).collect();
+            let (whole, _) = run(strip, &[STREAM.as_bytes()]);
+            let (cut, tap) = run(strip, &pieces);
+            prop_assert_eq!(whole, cut);
+            prop_assert_eq!(tap.usage(), Some(Usage { prompt_tokens: 7, completion_tokens: 2 }));
+        }
+    }
+}

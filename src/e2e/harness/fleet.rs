@@ -1,0 +1,236 @@
+//! A deployment made by hand, plane by plane, as an operator does it with settings files and `turnpike certs`.
+
+use super::{Admin, Process, eventually, get, turnpike};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+use turnpike_parts::postgres::Postgres;
+
+/// The model that the fleet's nodes serve.
+pub(crate) const MODEL: &str = "echo";
+const DATABASE: &str = "turnpike";
+const TOKEN: &str = "a-token-for-tests-that-is-long-enough-to-be-taken";
+
+/// Its planes, and the means to ask, stop and start each.
+pub(crate) struct Fleet {
+    pub(crate) admin: Admin,
+    /// Base URL of the edge, without `/v1`.
+    pub(crate) edge_url: String,
+    /// Where each plane shows `/metrics`, `/livez` and `/readyz`, by plane.
+    pub(crate) metrics: BTreeMap<String, String>,
+    /// A key that may do everything.
+    pub(crate) key: String,
+    pub(crate) organization: String,
+    user: String,
+    link_port: u16,
+    // Planes go before the database and the directory that they use.
+    planes: BTreeMap<String, Process>,
+    postgres: Postgres,
+    directory: TempDir,
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn free_udp_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn issue(directory: &Path, role: &str, name: &str) {
+    let output = turnpike()
+        .args(["certs", "issue", "--role", role, "--name", name, "--host", "127.0.0.1", "--dir"])
+        .arg(directory)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Fleet {
+    /// A control plane, an edge, and one node with the echo engine for each name. The engine pauses `token_delay`
+    /// (such as `100ms`) before each word.
+    pub(crate) async fn start(nodes: &[&str], token_delay: &str) -> Self {
+        let postgres = tokio::task::spawn_blocking(|| Postgres::start_temporary().unwrap()).await.unwrap();
+        let url = postgres.create_database(DATABASE).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let init = turnpike().args(["certs", "init", "--dir"]).arg(directory.path().join("certs")).output().unwrap();
+        assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
+        let (admin_port, link_port) = (free_port(), free_udp_port());
+        let mut fleet = Self {
+            admin: Admin { base: format!("http://127.0.0.1:{admin_port}"), token: TOKEN.to_owned() },
+            edge_url: String::new(),
+            metrics: BTreeMap::new(),
+            key: String::new(),
+            organization: String::new(),
+            user: String::new(),
+            link_port,
+            planes: BTreeMap::new(),
+            postgres,
+            directory,
+        };
+        fleet.write_control(admin_port, &url);
+        fleet.start_plane("control").await;
+        fleet.register().await;
+        fleet.write_edge();
+        fleet.start_plane("edge").await;
+        fleet.until_known(&fleet.key).await;
+        for node in nodes {
+            let engine = format!("engine.kind = \"echo\"\nengine.token_delay = \"{token_delay}\"\n");
+            fleet.add_node(node, MODEL, &engine).await;
+        }
+        fleet
+    }
+
+    fn write_control(&mut self, admin_port: u16, postgres_url: &str) {
+        let link_port = self.link_port;
+        let token_file = self.path("admin_token");
+        std::fs::write(&token_file, TOKEN).unwrap();
+        let settings = format!(
+            "region = \"here\"\nhttp.listen = \"127.0.0.1:{admin_port}\"\nlink.listen = \"127.0.0.1:{link_port}\"\n\
+             postgres.url = \"{postgres_url}\"\nadmin.token_file = \"{}\"\n",
+            token_file.display()
+        );
+        self.write("control", "control", &settings, admin_port);
+    }
+
+    fn write_edge(&mut self) {
+        let link_port = self.link_port;
+        let (port, admin_port) = (free_port(), free_port());
+        self.edge_url = format!("http://127.0.0.1:{port}");
+        let settings = format!(
+            "region = \"here\"\ndata_dir = \"{}\"\nhttp.listen = \"127.0.0.1:{port}\"\n\
+             admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = \"127.0.0.1:{link_port}\"\n",
+            self.path("edge-data").display()
+        );
+        self.write("edge", "edge", &settings, admin_port);
+    }
+
+    /// Adds a node that serves version 1 of a model with this engine, and waits until the edge sends it requests.
+    pub(crate) async fn add_node(&mut self, name: &str, model: &str, engine: &str) {
+        let (port, metrics_port, link_port) = (free_port(), free_port(), self.link_port);
+        let settings = format!(
+            "region = \"here\"\ndata_dir = \"{}\"\nserves = [\"{model}@1\"]\nhttp.listen = \"127.0.0.1:{port}\"\n\
+             http.advertise = \"https://127.0.0.1:{port}\"\nmetrics.listen = \"127.0.0.1:{metrics_port}\"\n\
+             control.address = \"127.0.0.1:{link_port}\"\nqueue.slots = 32\n{engine}",
+            self.path(&format!("{name}-data")).display()
+        );
+        self.write(name, "node", &settings, metrics_port);
+        self.start_plane(name).await;
+        self.until_routed(name).await;
+    }
+
+    fn write(&mut self, name: &str, role: &str, settings: &str, metrics_port: u16) {
+        let certificates = self.path("certs");
+        issue(&certificates, role, name);
+        let certificate = |file: &str| certificates.join(file).display().to_string();
+        let tls = format!(
+            "tls = {{ ca = \"{}\", cert = \"{}\", key = \"{}\" }}\n",
+            certificate("ca.pem"),
+            certificate(&format!("{name}.pem")),
+            certificate(&format!("{name}.key"))
+        );
+        std::fs::write(self.path(&format!("{name}.toml")), format!("{settings}{tls}")).unwrap();
+        self.metrics.insert(name.to_owned(), format!("http://127.0.0.1:{metrics_port}"));
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts a plane with the settings it has, and waits until it says it is ready.
+    pub(crate) async fn start_plane(&mut self, name: &str) {
+        let plane = match name {
+            "control" => "controlplane",
+            "edge" => "dataplane",
+            _ => "gpu-node",
+        };
+        let mut command = turnpike();
+        command.arg(plane).arg("--exit-with-parent").arg("--config").arg(self.path(&format!("{name}.toml")));
+        let process = Process::start(command, &self.path(&format!("{name}.log")));
+        self.planes.insert(name.to_owned(), process);
+        let ready = format!("{}/readyz", self.metrics[name]);
+        eventually(&format!("{name} is ready"), async || match get(&ready, "").await? {
+            reply if reply.status == 200 => Ok(()),
+            reply => Err(format!("{} {}", reply.status, reply.text)),
+        })
+        .await;
+    }
+
+    /// Kills a plane as a power cut would.
+    pub(crate) fn kill(&mut self, name: &str) {
+        self.planes.get_mut(name).unwrap().kill();
+    }
+
+    /// A plane's process id.
+    pub(crate) fn id(&self, name: &str) -> u32 {
+        self.planes[name].id()
+    }
+
+    /// The log of a plane over all its lives.
+    pub(crate) fn log(&self, name: &str) -> String {
+        self.planes[name].log()
+    }
+
+    /// What psql prints: rows by line, columns separated by `|`.
+    pub(crate) fn sql(&self, sql: &str) -> String {
+        self.postgres.psql(DATABASE, sql).unwrap().trim().to_owned()
+    }
+
+    async fn register(&mut self) {
+        let organization = self.admin.post("/organizations", json!({"name": "Tests", "slug": "tests"})).await;
+        self.organization = organization["id"].as_str().unwrap().to_owned();
+        let user = json!({"organization_id": self.organization, "email": "owner@tests.example", "role": "owner"});
+        self.user = self.admin.post("/users", user).await["id"].as_str().unwrap().to_owned();
+        self.add_model(MODEL).await;
+        self.key = self.make_key(json!({"permissions": ["inference", "models.read"]})).await.1;
+    }
+
+    /// Registers a model with a default version `1`.
+    pub(crate) async fn add_model(&self, id: &str) {
+        let model = json!({
+            "id": id, "provider": "tests", "category": "chat", "context_length": 1_000_000,
+            "pricing": {"input_tokens": 0.01, "output_tokens": 0.03, "currency": "USD", "per_tokens": 1000},
+        });
+        self.admin.post("/models", model).await;
+        let version = json!({"version": "1", "model_artifact_path": "for tests", "make_default": true});
+        self.admin.post(&format!("/models/{id}/versions"), version).await;
+    }
+
+    /// Makes a key with these fields; its id and the key itself.
+    pub(crate) async fn make_key(&self, fields: Value) -> (String, String) {
+        let mut key = json!({"organization_id": self.organization, "user_id": self.user, "name": "a key"});
+        key.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let made = self.admin.post("/api_keys", key).await;
+        let text = |field: &Value| field.as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+        (text(&made["id"]), text(&made["key"]))
+    }
+
+    /// Waits until the edge knows the key: it lists models with it.
+    pub(crate) async fn until_known(&self, key: &str) {
+        eventually("the edge knows the key", async || {
+            match get(&format!("{}/v1/models", self.edge_url), key).await? {
+                reply if reply.status == 401 => Err(reply.text),
+                _ => Ok(()),
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the node is ready and the edge holds a routing that says so.
+    async fn until_routed(&self, node: &str) {
+        eventually("the node is ready", async || match self.admin.get(&format!("/nodes/{node}")).await {
+            found if found["state"] == "ready" => Ok(()),
+            found => Err(found.to_string()),
+        })
+        .await;
+        eventually("the edge serves by the newest routing", async || {
+            let head = self.sql("SELECT max(version) FROM config_log");
+            let held = self.sql("SELECT max(holds) FROM edges WHERE connected");
+            if head == held { Ok(()) } else { Err(format!("it holds {held} of {head}")) }
+        })
+        .await;
+    }
+}

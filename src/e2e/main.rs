@@ -1,0 +1,11 @@
+//! The whole product as its users meet it: the real binary, a real PostgreSQL, the official SDK, a real Prometheus.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests fail loudly, and with logs")]
+
+mod billing;
+mod engine;
+mod faults;
+mod harness;
+mod lifecycle;
+mod observability;
+mod protocol;
+mod readme;

@@ -1,0 +1,96 @@
+//! What clients are told: every error class of the SDK, and what only a client without the SDK can do wrong.
+
+use crate::harness::{Fleet, MODEL, Reply, chat_body, eventually, get, post, python, send};
+use reqwest::Method;
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sdk_meets_every_error_class() {
+    let fleet = Fleet::start(&["n1"], "0ms").await;
+    let inference = json!({"permissions": ["inference"]});
+    let with = |extra: serde_json::Value| {
+        let mut fields = inference.clone();
+        fields.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        fields
+    };
+    let (disabled_id, disabled) = fleet.make_key(inference.clone()).await;
+    let (revoked_id, revoked) = fleet.make_key(inference.clone()).await;
+    let soon = chrono_in_one_second();
+    let (_, expired) = fleet.make_key(with(json!({"expires_at": soon}))).await;
+    let (_, unpermitted) = fleet.make_key(json!({"permissions": ["models.read"]})).await;
+    fleet.add_model("another").await;
+    let (_, other_models) = fleet.make_key(with(json!({"allowed_models": ["another"]}))).await;
+    let (_, limited) = fleet.make_key(with(json!({"rate_limits": {"requests_per_minute": 1}}))).await;
+    fleet.until_known(&limited).await;
+    fleet.admin.patch(&format!("/api_keys/{disabled_id}"), json!({"is_active": false})).await;
+    fleet.admin.delete(&format!("/api_keys/{revoked_id}")).await;
+    for key in [&disabled, &revoked, &expired] {
+        eventually("the edge refuses the key", async || {
+            match get(&format!("{}/v1/models", fleet.edge_url), key).await? {
+                reply if reply.status == 401 => Ok(()),
+                reply => Err(reply.text),
+            }
+        })
+        .await;
+    }
+    let keys = json!({
+        "disabled": disabled, "revoked": revoked, "expired": expired, "unpermitted": unpermitted,
+        "other_models": other_models, "limited": limited,
+    });
+    let output = python()
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/e2e/sdk.py"))
+        .arg("errors")
+        .env("OPENAI_BASE_URL", format!("{}/v1", fleet.edge_url))
+        .env("OPENAI_API_KEY", &fleet.key)
+        .env("MODEL", MODEL)
+        .env("KEYS", keys.to_string())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// RFC 3339, one second from now.
+fn chrono_in_one_second() -> String {
+    let output = std::process::Command::new("date").args(["-u", "-d", "+1 second", "+%FT%TZ"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_are_answered_in_the_clients_own_protocol() {
+    let fleet = Fleet::start(&["n1"], "0ms").await;
+    let call = async |method: Method, path: &str, body: Option<&str>| -> Reply {
+        let url = format!("{}{path}", fleet.edge_url);
+        Reply::read(send(method, &url, &fleet.key, body.map(str::to_owned)).await.unwrap()).await.unwrap()
+    };
+    let chat = "/v1/chat/completions";
+    for (method, path, body, status, code) in [
+        (Method::POST, "/v1/nonsense", Some("{}"), 404, "unknown_url"),
+        (Method::GET, chat, None, 405, "method_not_supported"),
+        (Method::DELETE, "/v1/models", None, 405, "method_not_supported"),
+        (Method::POST, chat, Some("{\"model\": "), 400, "invalid_json"),
+        (Method::POST, chat, Some("[1]"), 400, "invalid_json"),
+        (Method::POST, chat, Some("{}"), 400, "missing_required_parameter"),
+        (Method::POST, chat, Some("{\"model\": 7}"), 400, "invalid_json"),
+        (Method::POST, chat, Some("{\"model\": \"nobody\", \"messages\": []}"), 404, "model_not_found"),
+    ] {
+        let reply = call(method.clone(), path, body).await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{method} {path} {body:?}: {}", reply.text);
+        assert!(reply.headers.contains_key("x-request-id"), "{method} {path}");
+        assert_eq!(reply.headers["content-type"], "application/json", "{method} {path}");
+    }
+    assert_eq!(get(&format!("{}/v1/models", fleet.edge_url), "sk-wrong").await.unwrap().code(), "invalid_api_key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_megabytes_pass_through_unchanged_in_both_directions() {
+    let fleet = Fleet::start(&["n1"], "0ms").await;
+    // Escapes and characters beyond ASCII, so that a rewrite on the way would show.
+    let text = "Brücke \\u00e9 \"über\" den Fluß 🌉 ".repeat(60_000).trim().to_owned();
+    assert!(text.len() > 2_000_000);
+    let url = format!("{}/v1/chat/completions", fleet.edge_url);
+    let reply = post(&url, &fleet.key, chat_body(MODEL, &text, false)).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", &reply.text[..reply.text.len().min(500)]);
+    let answer = reply.json();
+    assert!(answer["choices"][0]["message"]["content"] == text.as_str(), "the answer is not the question");
+    assert_eq!(answer["usage"]["prompt_tokens"], text.split_whitespace().count());
+}

@@ -1,0 +1,4 @@
+//! Starts the real parts.
+#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
+
+mod postgres;

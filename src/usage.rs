@@ -1,0 +1,178 @@
+//! `turnpike usage`: what was used, and what it cost, as a table.
+
+use crate::{admin, private, up};
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+/// Show what was used, and what it cost.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  turnpike usage                               of the installation in ./.turnpike
+  turnpike usage --from 2026-01-01 --to 2026-02-01 --json
+  TURNPIKE_ADMIN_URL=https://control.example.com TURNPIKE_ADMIN_TOKEN=… turnpike usage")]
+pub(crate) struct Args {
+    /// The control plane's address; otherwise that of the `up` in --data-dir.
+    #[arg(long, env = "TURNPIKE_ADMIN_URL", value_name = "URL")]
+    admin_url: Option<String>,
+    /// A token for it; otherwise that of the `up` in --data-dir.
+    #[arg(long, env = "TURNPIKE_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    admin_token: Option<String>,
+    /// Data directory of a `turnpike up`.
+    #[arg(long, default_value = "./.turnpike", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// First UTC day, such as 2026-01-31; otherwise 30 days ago.
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    from: Option<String>,
+    /// Day after the last one; otherwise tomorrow.
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    to: Option<String>,
+    /// Print a JSON array instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn day(text: &str) -> Result<String, String> {
+    let digits = |part: &str, count| part.len() == count && part.bytes().all(|c| c.is_ascii_digit());
+    match text.split('-').collect::<Vec<_>>()[..] {
+        [year, month, day] if digits(year, 4) && digits(month, 2) && digits(day, 2) => Ok(text.to_owned()),
+        _ => Err("expected a day such as 2026-01-31".to_owned()),
+    }
+}
+
+#[derive(Deserialize)]
+struct Sums {
+    data: Vec<Sum>,
+}
+
+/// Usage of one organization and model on one day. Money is decimal text, passed on as it came.
+#[derive(Debug, Deserialize, Serialize)]
+struct Sum {
+    organization_id: String,
+    /// The organization's short name.
+    #[serde(default)]
+    organization: String,
+    model_id: String,
+    date: String,
+    requests: u64,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    cost_usd: String,
+}
+
+#[derive(Deserialize)]
+struct Organization {
+    id: String,
+    slug: String,
+}
+
+/// `turnpike usage`
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let client = client(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+    let sums = runtime.block_on(fetch(&client, args))?;
+    let text = if args.json { format!("{}\n", serde_json::to_string(&sums)?) } else { table(&sums) };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn client(args: &Args) -> anyhow::Result<admin::Client> {
+    let running = match (&args.admin_url, &args.admin_token) {
+        (Some(_), Some(_)) => None,
+        _ => up::Running::read(&args.data_dir)?,
+    };
+    let missing = || {
+        let dir = args.data_dir.display();
+        format!("no `turnpike up` runs in {dir}; name its --data-dir, or give --admin-url and --admin-token")
+    };
+    let url = args.admin_url.clone().or_else(|| running.as_ref().map(|running| running.admin_url.clone()));
+    let token = match (&args.admin_token, &running) {
+        (Some(token), _) => Some(token.clone()),
+        (None, Some(running)) => private::read(&running.admin_token_file)?,
+        (None, None) => None,
+    };
+    Ok(admin::Client::new(&url.with_context(missing)?, &token.with_context(missing)?)?)
+}
+
+async fn fetch(client: &admin::Client, args: &Args) -> anyhow::Result<Vec<Sum>> {
+    let mut path = "/usage?group_by=organization,model,day".to_owned();
+    for (name, value) in [("from", &args.from), ("to", &args.to)] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}={value}"));
+        }
+    }
+    let Sums { mut data } = client.get(&path).await.context("is the control plane running?")?;
+    let organizations: Vec<Organization> = client.all("/organizations").await?;
+    let names: HashMap<String, String> = organizations.into_iter().map(|org| (org.id, org.slug)).collect();
+    for sum in &mut data {
+        sum.organization = names.get(&sum.organization_id).unwrap_or(&sum.organization_id).clone();
+    }
+    data.sort_by(|a, b| (&a.organization, &a.model_id, &a.date).cmp(&(&b.organization, &b.model_id, &b.date)));
+    Ok(data)
+}
+
+fn table(sums: &[Sum]) -> String {
+    const TITLES: [&str; 7] =
+        ["ORGANIZATION", "MODEL", "DAY", "REQUESTS", "PROMPT TOKENS", "COMPLETION TOKENS", "COST USD"];
+    /// Columns up to this one are text, the others are numbers.
+    const NUMBERS_FROM: usize = 3;
+    if sums.is_empty() {
+        return "nothing was used in this time\n".to_owned();
+    }
+    let row = |sum: &Sum| {
+        let Sum { organization, model_id, date, requests, prompt_tokens, completion_tokens, cost_usd, .. } = sum;
+        let [requests, prompt, completion] = [requests, prompt_tokens, completion_tokens].map(u64::to_string);
+        [organization.clone(), model_id.clone(), date.clone(), requests, prompt, completion, cost_usd.clone()]
+    };
+    let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned)).chain(sums.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; TITLES.len()] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).enumerate();
+        let padded =
+            cells.map(
+                |(column, (cell, width))| {
+                    if column < NUMBERS_FROM { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                },
+            );
+        text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_money_is_untouched() {
+        let sum = |model: &str, requests, cost: &str| Sum {
+            organization_id: "0".to_owned(),
+            organization: "default".to_owned(),
+            model_id: model.to_owned(),
+            date: "2026-01-31".to_owned(),
+            requests,
+            prompt_tokens: 10,
+            completion_tokens: 20,
+            cost_usd: cost.to_owned(),
+        };
+        let text = table(&[sum("a-long-model-name", 1, "0.000700"), sum("echo", 12_345, "12.5")]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
+        assert!(lines[1].ends_with("0.000700") && lines[2].contains("12345"), "{text}");
+        assert_eq!(table(&[]), "nothing was used in this time\n");
+    }
+
+    #[test]
+    fn days_are_checked() {
+        assert!(day("2026-01-31").is_ok());
+        for bad in ["", "yesterday", "2026-1-31", "2026-01-31&x=1", "2026-01"] {
+            assert!(day(bad).is_err(), "{bad}");
+        }
+    }
+}
