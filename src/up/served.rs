@@ -16,7 +16,18 @@ struct Node {
     connected: bool,
 }
 
-/// Waits until the node is ready, the edge knows so, and lists the model for this key.
+#[derive(Deserialize)]
+struct ConfigHead {
+    version: u64,
+}
+
+#[derive(Deserialize)]
+struct Edge {
+    name: String,
+    holds: u64,
+}
+
+/// Waits until the node is ready, the edge has been told so, and lists the model for this key.
 pub(super) async fn wait(
     admin: &admin::Client,
     http: &reqwest::Client,
@@ -27,12 +38,15 @@ pub(super) async fn wait(
     let deadline = Instant::now() + PATIENCE;
     let model_url = format!("{base_url}/models/{}", engine.models()[0].id);
     loop {
-        let missing = match node_trouble(admin).await {
-            Some(trouble) => trouble,
-            None => match edge_trouble(http, &model_url, api_key).await {
-                Some(trouble) => trouble,
-                None => return Ok(()),
+        // In this order: what the edge must know is what stood in the log when the node was ready.
+        let Some(missing) = (match node_trouble(admin).await {
+            None => match push_trouble(admin).await {
+                None => edge_trouble(http, &model_url, api_key).await,
+                behind => behind,
             },
+            unready => unready,
+        }) else {
+            return Ok(());
         };
         if Instant::now() >= deadline {
             bail!("requests are not served after {} s: {missing}", PATIENCE.as_secs());
@@ -45,6 +59,20 @@ async fn node_trouble(admin: &admin::Client) -> Option<String> {
     match admin.get::<Node>(&format!("/nodes/{}", super::settings::NODE_NAME)).await {
         Ok(node) if node.connected && node.state == "ready" => None,
         Ok(node) => Some(format!("the node is {}", node.state)),
+        Err(e) => Some(e.to_string()),
+    }
+}
+
+/// An edge that starts serves by the routing on its disk, which may know the node as it was in an earlier life.
+async fn push_trouble(admin: &admin::Client) -> Option<String> {
+    let wanted = match admin.get::<ConfigHead>("/config").await {
+        Ok(head) => head.version,
+        Err(e) => return Some(e.to_string()),
+    };
+    match admin.find::<Edge>("/edges", |edge| edge.name == super::settings::EDGE_NAME).await {
+        Ok(Some(edge)) if edge.holds >= wanted => None,
+        Ok(Some(edge)) => Some(format!("the edge serves by version {} of {wanted}", edge.holds)),
+        Ok(None) => Some("the edge has not linked to the control plane".to_owned()),
         Err(e) => Some(e.to_string()),
     }
 }

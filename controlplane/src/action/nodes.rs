@@ -3,6 +3,7 @@
 use super::{ActionError, Operator, audit};
 use crate::context::Context;
 use crate::roster::LiveReport;
+use crate::store::config_log;
 use crate::store::edges::{self, Edge};
 use crate::store::nodes::{self, Node};
 use serde::Serialize;
@@ -64,4 +65,16 @@ pub(crate) async fn list(context: &Context, after: Option<&str>, limit: i64) -> 
 /// A page of edges.
 pub(crate) async fn list_edges(context: &Context, after: Option<&str>, limit: i64) -> Result<Vec<Edge>, ActionError> {
     Ok(edges::list(&mut *context.store.read().await?, after, limit).await?)
+}
+
+/// Where the log of config changes stands.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ConfigHead {
+    /// Version of the last committed change; 0 before the first. An edge whose `holds` is not below it knows them all.
+    pub(crate) version: u64,
+}
+
+/// The newest config version.
+pub(crate) async fn config_head(context: &Context) -> Result<ConfigHead, ActionError> {
+    Ok(ConfigHead { version: config_log::head(&mut *context.store.read().await?).await? })
 }

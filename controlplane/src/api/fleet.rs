@@ -1,10 +1,10 @@
-//! `/admin/v1/nodes` and `/admin/v1/edges`.
+//! `/admin/v1/nodes`, `/admin/v1/edges` and `/admin/v1/config`.
 
 use super::ApiState;
 use super::extract::{Page, PageQuery, Path, Query, Window};
 use super::problem::Problem;
 use crate::action::Operator;
-use crate::action::nodes::{self as action, NodeView};
+use crate::action::nodes::{self as action, ConfigHead, NodeView};
 use crate::store::edges::Edge;
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -18,6 +18,7 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(enable))
         .routes(routes!(disable))
         .routes(routes!(list_edges))
+        .routes(routes!(get_config))
 }
 
 /// List nodes in the order of their names.
@@ -68,4 +69,11 @@ async fn list_edges(
     let window = Window::<String>::new(query.limit, query.cursor.as_deref())?;
     let found = action::list_edges(&state.context, window.after.as_deref(), window.fetch()).await?;
     Ok(Json(window.page(found, |edge| edge.name.clone())))
+}
+
+/// Get the newest config version, to compare with what edges hold.
+#[utoipa::path(get, path = "/admin/v1/config", tag = "fleet",
+    responses((status = 200, body = ConfigHead), (status = "4XX", body = Problem)))]
+async fn get_config(State(state): State<ApiState>) -> Result<Json<ConfigHead>, Problem> {
+    Ok(Json(action::config_head(&state.context).await?))
 }
