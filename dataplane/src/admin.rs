@@ -37,6 +37,9 @@ async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
     if edge.draining.load(Ordering::Relaxed) {
         troubles.push("draining".to_owned());
     }
+    if !edge.listening.load(Ordering::Relaxed) {
+        troubles.push(format!("not listening on {} yet", edge.settings.listen));
+    }
     if edge.snapshot.load().version == 0 {
         troubles.push("no routing yet: waiting for the control plane".to_owned());
     }

@@ -27,6 +27,8 @@ pub(crate) struct Edge {
     pub(crate) retry_budget: Bucket,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
+    /// The client port takes connections.
+    pub(crate) listening: AtomicBool,
     /// No new requests: a stop was asked for.
     pub(crate) draining: AtomicBool,
     started: Instant,
@@ -49,6 +51,7 @@ impl Edge {
             certificate: Arc::new(certificate),
             retry_budget: Bucket::new(RETRIES_PER_MINUTE),
             turn: AtomicUsize::new(0),
+            listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             started: Instant::now(),
         }

@@ -41,13 +41,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{Identity, LinkError, Peer, Role};
 
 /// How long a stopping edge goes on shipping what it has metered; the rest is shipped after the next start.
 const LAST_SHIPMENT: Duration = Duration::from_secs(3);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+const LISTEN_POLL: Duration = Duration::from_millis(5);
 
 /// Why an edge cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +124,8 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
     let stop_proxy = CancellationToken::new();
     let proxy_stopped = CancellationToken::new();
     start_proxy(&edge, stop_proxy.clone(), proxy_stopped.clone())?;
-    tracing::info!(listen = %edge.settings.listen, admin = %admin_address, name = edge.name, "edge is serving");
+    tokio::spawn(notice_listening(Arc::clone(&edge)));
+    tracing::info!(listen = %edge.settings.listen, admin = %admin_address, name = edge.name, "edge started");
 
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -148,6 +150,14 @@ fn start_proxy(edge: &Arc<Edge>, stop: CancellationToken, stopped: CancellationT
         })
         .map(drop)
         .map_err(Error::Runtime)
+}
+
+/// Pingora does not say when it listens: knock until somebody opens.
+async fn notice_listening(edge: Arc<Edge>) {
+    while TcpStream::connect(edge.settings.listen).await.is_err() {
+        tokio::time::sleep(LISTEN_POLL).await;
+    }
+    edge.listening.store(true, Ordering::Relaxed);
 }
 
 /// Waits for running requests and then for their usage to leave, each within its deadline.
