@@ -68,23 +68,23 @@ async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> R
     let snapshot = Arc::clone(&request.snapshot);
     let Some(metered) = &mut request.metered else { return Err(Reject::Internal) };
     metered.request_bytes = body.len() as u64;
-    let ask = metered.ask.insert(ingress::peek(&body)?).clone();
+    let ask = &*metered.ask.insert(ingress::peek(&body)?);
 
     let model = snapshot.model(&ask.model).ok_or_else(|| Reject::UnknownModel { model: shown(&ask.model) })?;
     metered.model = Some(Arc::clone(model));
     if !metered.key.may_use(model) {
-        return Err(Reject::ModelNotAllowed { model: ask.model });
+        return Err(Reject::ModelNotAllowed { model: model.record.id.clone() });
     }
     if model.route.is_none() {
-        return Err(Reject::NoVersion { model: ask.model });
+        return Err(Reject::NoVersion { model: model.record.id.clone() });
     }
 
     let prompt_estimate = (body.len() as u64).div_ceil(BYTES_PER_TOKEN).min(model.record.context_length.into());
-    let tokens = prompt_estimate + longest_answer(metered.endpoint, &ask, model);
+    let tokens = prompt_estimate + longest_answer(metered.endpoint, ask, model);
     let least = prompt_estimate + ask.max_tokens.unwrap_or(0);
     metered.reservation = Some(limit::reserve(&metered.key, least, tokens, edge.now_ns())?);
 
-    let body = if generates(metered.endpoint) { rewrite::body(&ask, &body) } else { body };
+    let body = if generates(metered.endpoint) { rewrite::body(ask, &body) } else { body };
     metered.dispatch = Some(Dispatch {
         swapped: body_swap::put_in(session, body.clone()),
         body,

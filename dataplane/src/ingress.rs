@@ -139,7 +139,7 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
     }
 
     let text = std::str::from_utf8(body).map_err(|_| Reject::InvalidJson { reason: "it is not UTF-8".to_owned() })?;
-    let peek: Peek<'_> = serde_json::from_str(text).map_err(|e| Reject::InvalidJson { reason: e.to_string() })?;
+    let peek: Peek<'_> = serde_json::from_str(text).map_err(|error| misread::<Peek<'_>>(text, &error))?;
     if peek.model.is_empty() {
         return Err(Reject::MissingParameter { name: "model" });
     }
@@ -155,6 +155,19 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
         max_tokens: answer.map(|tokens| tokens.saturating_mul(peek.n.unwrap_or(1).clamp(1, 128))),
         stream_options: peek.stream_options.map(|raw| range_within(text, raw.get())),
     })
+}
+
+/// Fields that the edge reads; one of a wrong type is named.
+const PEEKED: [&str; 6] = ["model", "stream", "max_tokens", "max_completion_tokens", "n", "stream_options"];
+
+/// Tells JSON with a field of a wrong type from what is no JSON object. Reads again, which only the failed pay for.
+fn misread<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Reject {
+    let again: Result<T, _> = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text));
+    let path = again.err().map(|e| e.path().to_string()).unwrap_or_default();
+    match PEEKED.into_iter().find(|name| error.is_data() && *name == path) {
+        Some(name) => Reject::InvalidParameter { name, reason: error.to_string() },
+        None => Reject::InvalidJson { reason: error.to_string() },
+    }
 }
 
 /// Where `part`, a slice of `whole`, begins and ends.
@@ -192,6 +205,8 @@ mod tests {
         assert!(matches!(peek(b"[1]"), Err(Reject::InvalidJson { .. })));
         assert!(matches!(peek(b"{\"model\":\"\xff\"}"), Err(Reject::InvalidJson { .. })));
         assert!(matches!(peek(br#"{"model":"a","model":"b"}"#), Err(Reject::InvalidJson { .. })));
+        assert!(matches!(peek(br#"{"model":7}"#), Err(Reject::InvalidParameter { name: "model", .. })));
+        assert!(matches!(peek(br#"{"model":"m","n":-1}"#), Err(Reject::InvalidParameter { name: "n", .. })));
         assert_eq!(peek(br#"{"messages":[]}"#), Err(Reject::MissingParameter { name: "model" }));
         let odd = peek(br#"{"model":"m","stream_options":3}"#);
         assert!(matches!(odd, Err(Reject::InvalidParameter { name: "stream_options", .. })));

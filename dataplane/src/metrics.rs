@@ -45,6 +45,8 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: Gauge,
     /// Version of the routing that is served by.
     pub(crate) routing_version: Gauge,
+    /// Nodes that take requests, by that routing.
+    pub(crate) nodes_ready: Gauge,
     /// Pushes applied and refused.
     pub(crate) pushes_applied: Counter,
     pub(crate) pushes_refused: Counter,
@@ -75,6 +77,7 @@ impl Metrics {
             retries: Counter::default(),
             in_flight: Gauge::default(),
             routing_version: Gauge::default(),
+            nodes_ready: Gauge::default(),
             pushes_applied: Counter::default(),
             pushes_refused: Counter::default(),
             linked: Gauge::default(),
@@ -98,6 +101,7 @@ impl Metrics {
         r.register("retries", "Requests tried on a further node", self.retries.clone());
         r.register("requests_in_flight", "Requests being worked on", self.in_flight.clone());
         r.register("routing_version", "Version of the routing in use", self.routing_version.clone());
+        r.register("nodes_ready", "Nodes that take requests", self.nodes_ready.clone());
         r.register("pushes_applied", "Routing versions taken", self.pushes_applied.clone());
         r.register("pushes_refused", "Routing versions refused", self.pushes_refused.clone());
         r.register("control_link_up", "1 while linked to the control plane", self.linked.clone());

@@ -10,10 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use turnpike_config::NodeUrl;
-use turnpike_config::Routing;
 use turnpike_config::link::{self, Identity, LinkError, read_frame, write_frame};
 use turnpike_config::wire::{Delta, EdgeHello, Open, PushFrame, PushReply};
+use turnpike_config::{NodeState, NodeUrl, Routing};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
@@ -126,7 +125,8 @@ impl Sync {
 
     /// Serves by a checked routing at once, and keeps it for the next start.
     async fn adopt(&mut self, routing: Routing) {
-        self.serve_by(routing);
+        // Compiling resolves names and may index a million keys: the shipper on this thread must not wait for it.
+        tokio::task::block_in_place(|| self.serve_by(routing));
         let (file, routing) = (self.file.clone(), self.routing.clone());
         let saved = tokio::task::spawn_blocking(move || routing_file::save(&file, &routing)).await;
         if let Ok(Err(error)) = saved {
@@ -147,6 +147,8 @@ impl Sync {
             "routing in use"
         );
         self.edge.metrics.routing_version.set(i64::try_from(snapshot.version).unwrap_or(i64::MAX));
+        let ready = snapshot.nodes().filter(|node| node.state == NodeState::Ready).count();
+        self.edge.metrics.nodes_ready.set(i64::try_from(ready).unwrap_or(i64::MAX));
         self.edge.snapshot.store(Arc::new(snapshot));
         self.routing = routing;
     }

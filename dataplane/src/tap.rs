@@ -70,8 +70,7 @@ impl Tap {
     pub(crate) fn tokens_seen(&self) -> u32 {
         match self {
             Self::Json(_) => 0,
-            // The first event carries the role only.
-            Self::Stream(tap) => tap.events.saturating_sub(1),
+            Self::Stream(tap) => tap.events.saturating_sub(u32::from(tap.opens_with_role)),
         }
     }
 
@@ -123,6 +122,8 @@ pub(crate) struct StreamTap {
     carry: BytesMut,
     usage: Option<Usage>,
     events: u32,
+    /// A chat stream's first event says only who speaks.
+    opens_with_role: bool,
     done: bool,
 }
 
@@ -163,6 +164,9 @@ impl StreamTap {
 
     /// Looks at whole events.
     fn inspect(&mut self, events: Bytes) -> Bytes {
+        if self.events == 0 {
+            self.opens_with_role = memmem::find(&events, b"\"role\"").is_some();
+        }
         let count = memmem::find_iter(&events, b"data:").count();
         self.events = self.events.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         if memmem::rfind(&events, b"[DONE]").is_some() {

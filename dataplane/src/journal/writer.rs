@@ -4,6 +4,8 @@ use super::{JournalError, io_error, segment};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use turnpike_config::UsageEvent;
@@ -42,6 +44,8 @@ pub(crate) struct Status {
 pub(crate) struct Journal {
     queue: mpsc::Sender<UsageEvent>,
     status: watch::Receiver<Status>,
+    /// [`Status::is_writable`] for the request path, which takes no locks.
+    writable: Arc<AtomicBool>,
     /// Made when the journal was; tells its numbering from that of any other journal.
     pub(crate) epoch: u64,
     pub(crate) directory: PathBuf,
@@ -58,17 +62,19 @@ impl Journal {
         let epoch = epoch(directory)?;
         let writer = Writer::resume(directory, epoch, max_bytes)?;
         let (queue, events) = mpsc::channel(QUEUE);
-        let (publish, status) = watch::channel(Status { durable: writer.next_seq, trouble: None });
+        let (sender, status) = watch::channel(Status { durable: writer.next_seq, trouble: None });
+        let writable = Arc::new(AtomicBool::new(true));
+        let publish = Publish { status: sender, writable: Arc::clone(&writable) };
         let thread = std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || run(writer, events, &publish, &seen))
             .map_err(io_error(directory))?;
-        Ok((Self { queue, status, epoch, directory: directory.to_owned() }, thread))
+        Ok((Self { queue, status, writable, epoch, directory: directory.to_owned() }, thread))
     }
 
     /// A slot for one event, or `None` while the disk refuses or too many requests are in flight.
     pub(crate) fn permit(&self) -> Option<Permit> {
-        if self.status.borrow().trouble.is_some() {
+        if !self.writable.load(Ordering::Relaxed) {
             return None;
         }
         self.queue.clone().try_reserve_owned().ok().map(Permit)
@@ -94,29 +100,43 @@ fn epoch(directory: &Path) -> Result<u64, JournalError> {
     }
 }
 
-fn run(
-    mut writer: Writer,
-    mut events: mpsc::Receiver<UsageEvent>,
-    status: &watch::Sender<Status>,
-    seen: &dyn Fn(&UsageEvent),
-) {
+/// Where the writer says how it is doing.
+struct Publish {
+    status: watch::Sender<Status>,
+    writable: Arc<AtomicBool>,
+}
+
+impl Publish {
+    /// Returns whether it is news.
+    fn trouble(&self, reason: String) -> bool {
+        self.writable.store(false, Ordering::Relaxed);
+        // A statement of its own: the borrow is a lock, and replacing takes it too.
+        let durable = self.status.borrow().durable;
+        self.status.send_replace(Status { durable, trouble: Some(reason) }).is_writable()
+    }
+
+    /// Returns whether there was trouble before.
+    fn durable(&self, seq: u64) -> bool {
+        self.writable.store(true, Ordering::Relaxed);
+        !self.status.send_replace(Status { durable: seq, trouble: None }).is_writable()
+    }
+}
+
+fn run(mut writer: Writer, mut events: mpsc::Receiver<UsageEvent>, publish: &Publish, seen: &dyn Fn(&UsageEvent)) {
     let mut group = Vec::with_capacity(GROUP);
     while events.blocking_recv_many(&mut group, GROUP) > 0 {
         let mut bytes = Vec::with_capacity(group.len() * 256);
         group.iter().for_each(|event| segment::encode(event, &mut bytes));
         // Nothing is lost while the disk refuses: these wait here, later ones in the queue, and no new permits are given.
         while let Err(error) = writer.append(&bytes, group.len() as u64) {
-            let trouble = error.to_string();
-            if status.borrow().trouble.is_none() {
+            if publish.trouble(error.to_string()) {
                 tracing::error!(%error, "usage cannot be recorded: requests are refused until it can");
             }
-            status.send_modify(|status| status.trouble = Some(trouble));
             std::thread::sleep(RETRY);
         }
-        if status.borrow().trouble.is_some() {
+        if publish.durable(writer.next_seq) {
             tracing::info!("usage can be recorded again");
         }
-        status.send_replace(Status { durable: writer.next_seq, trouble: None });
         group.iter().for_each(seen);
         group.clear();
     }
