@@ -9,3 +9,4 @@ mod lifecycle;
 mod observability;
 mod protocol;
 mod readme;
+mod wire;
