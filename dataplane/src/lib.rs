@@ -36,6 +36,7 @@ pub use settings::{Limits, Settings};
 use edge::Edge;
 use journal::Journal;
 use metrics::Metrics;
+use pingora::listeners::tls::TlsSettings;
 use pingora::utils::tls::CertKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -75,6 +76,9 @@ pub enum Error {
     /// The runtime cannot be started.
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
+    /// TLS for clients cannot be set up.
+    #[error("TLS for clients (http.tls_cert): {0}")]
+    ClientTls(String),
     /// Pingora stopped by itself.
     #[error("the proxy stopped unexpectedly")]
     ProxyStopped,
@@ -123,7 +127,8 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
 
     let stop_proxy = CancellationToken::new();
     let proxy_stopped = CancellationToken::new();
-    start_proxy(&edge, stop_proxy.clone(), proxy_stopped.clone())?;
+    let client_tls = server::client_tls(&edge.settings)?;
+    start_proxy(&edge, client_tls, stop_proxy.clone(), proxy_stopped.clone())?;
     tokio::spawn(notice_listening(Arc::clone(&edge)));
     tracing::info!(listen = %edge.settings.listen, admin = %admin_address, name = edge.name, "edge started");
 
@@ -139,14 +144,19 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
 }
 
 /// Pingora owns its threads and runtimes: it gets a thread to block.
-fn start_proxy(edge: &Arc<Edge>, stop: CancellationToken, stopped: CancellationToken) -> Result<(), Error> {
+fn start_proxy(
+    edge: &Arc<Edge>,
+    client_tls: Option<TlsSettings>,
+    stop: CancellationToken,
+    stopped: CancellationToken,
+) -> Result<(), Error> {
     let edge = Arc::clone(edge);
     let guard = stopped.drop_guard();
     std::thread::Builder::new()
         .name("proxy".to_owned())
         .spawn(move || {
             let _guard = guard;
-            server::run(&edge, stop);
+            server::run(&edge, client_tls, stop);
         })
         .map(drop)
         .map_err(Error::Runtime)

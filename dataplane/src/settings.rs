@@ -15,6 +15,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Certificate chain and key shown to clients, PEM; `None` is plaintext, for loopback or behind a TLS terminator.
+    pub client_tls: Option<(PathBuf, PathBuf)>,
     /// Where operators find `/metrics`, `/livez` and `/readyz`.
     pub admin_listen: SocketAddr,
     /// `host:port` of the control plane's link.
@@ -55,6 +57,7 @@ impl Settings {
         let region = fields.or("region", "local".to_owned());
         let data_dir = fields.required("data_dir");
         let listen = fields.required("http.listen");
+        let client_tls = client_tls(&mut fields);
         let admin_listen = fields.required("admin.listen");
         let control_address = fields.required("control.address");
         let tls = TlsFiles::from_fields(&mut fields);
@@ -72,6 +75,7 @@ impl Settings {
                 region,
                 data_dir: data_dir?,
                 listen: listen?,
+                client_tls,
                 admin_listen: admin_listen?,
                 control_address: control_address?,
                 tls: tls?,
@@ -81,6 +85,22 @@ impl Settings {
             })
         })();
         fields.finish(settings)
+    }
+}
+
+/// `http.tls_cert` and `http.tls_key`: both or neither.
+fn client_tls(fields: &mut Fields<'_>) -> Option<(PathBuf, PathBuf)> {
+    match (fields.optional("http.tls_cert"), fields.optional("http.tls_key")) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        (Some(_), None) => {
+            fields.mistake("http.tls_key", "missing, but http.tls_cert is given");
+            None
+        }
+        (None, Some(_)) => {
+            fields.mistake("http.tls_cert", "missing, but http.tls_key is given");
+            None
+        }
     }
 }
 
@@ -115,6 +135,13 @@ mod tests {
         let settings = Settings::load("edge.toml", MINIMAL, &|_| None).unwrap();
         assert_eq!(settings.limits.max_body_bytes, 64 << 20);
         assert_eq!(settings.region, "local");
+    }
+
+    #[test]
+    fn a_certificate_for_clients_needs_its_key() {
+        let text = MINIMAL.replace("[admin]", "tls_cert = \"a.pem\"\n[admin]");
+        let error = Settings::load("edge.toml", &text, &|_| None).unwrap_err();
+        assert!(error.to_string().contains("http.tls_key: missing"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::LinkError;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::{Path, PathBuf};
@@ -151,6 +152,14 @@ impl Identity {
         }
         Ok(roots)
     }
+}
+
+/// A certificate chain with its key, ready to be shown to TLS clients, PEM each.
+pub fn load_certified_key(cert: &Path, key: &Path) -> Result<CertifiedKey, LinkError> {
+    let chain = certificates(cert)?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| file_error(key, &e))?;
+    CertifiedKey::from_der(chain, private, &rustls::crypto::ring::default_provider())
+        .map_err(|e| file_error(key, &format_args!("does not go with {}: {e}", cert.display())))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, LinkError> {

@@ -8,7 +8,7 @@ mod identity;
 mod transport;
 
 pub use frames::{read_frame, write_frame};
-pub use identity::{CONTROL_DOMAIN, Identity, Peer, Role, TlsFiles, domain};
+pub use identity::{CONTROL_DOMAIN, Identity, Peer, Role, TlsFiles, domain, load_certified_key};
 pub use transport::{LinkServer, connect};
 
 /// What can go wrong on a link.
