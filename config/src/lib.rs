@@ -5,6 +5,7 @@
 
 pub mod digest;
 pub mod event;
+pub mod headers;
 pub mod ids;
 #[cfg(feature = "link")]
 pub mod link;

@@ -9,7 +9,7 @@ use crate::{auth, body_swap, limit, respond, rewrite};
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use turnpike_config::{Endpoint, Permissions};
+use turnpike_config::{Endpoint, Permissions, headers};
 
 /// A body byte is about a quarter of a token; prompts in code or other scripts have more, JSON around them less.
 const BYTES_PER_TOKEN: u64 = 4;
@@ -26,7 +26,7 @@ pub(crate) enum Admitted {
 /// Runs the stages. A refusal is for the caller to write.
 pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -> Result<Admitted, Reject> {
     let head = session.req_header();
-    request.request_id = request_id(head.headers.get("x-request-id").and_then(|v| v.to_str().ok()), request.id);
+    request.request_id = request_id(head.headers.get(headers::REQUEST_ID).and_then(|v| v.to_str().ok()), request.id);
     let target = ingress::target(&head.method, head.uri.path())?;
     if edge.draining.load(Ordering::Relaxed) {
         return Err(Reject::Draining);

@@ -17,15 +17,12 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use turnpike_config::headers;
 
 /// Nodes tried for one request.
 pub(crate) const MAX_TRIES: usize = 3;
 /// Shorter than engines keep a connection, so that we never send into one that is closing.
 const NODE_IDLE: Duration = Duration::from_secs(50);
-/// A node's word that it did nothing with the request.
-const RETRYABLE: &str = "x-turnpike-retryable";
-/// The prompt's exact size, from nodes that know it before the answer is over.
-const PROMPT_TOKENS: &str = "x-turnpike-prompt-tokens";
 
 const NO_NODE: ErrorType = ErrorType::Custom("no node");
 const NODE_BUSY: ErrorType = ErrorType::Custom("node busy");
@@ -98,14 +95,14 @@ impl ProxyHttp for Proxy {
         request: &mut Request,
     ) -> Result<()> {
         let Some(dispatch) = request.dispatch() else { return Ok(()) };
-        if head.headers.contains_key(RETRYABLE) {
+        if head.headers.contains_key(headers::RETRYABLE) {
             return Err(Error::new_up(NODE_BUSY));
         }
         if let Some(assignment) = &dispatch.assignment {
             assignment.node.live.answered();
         }
         dispatch.node_status = head.status.as_u16();
-        let prompt = head.headers.get(PROMPT_TOKENS).and_then(|value| value.to_str().ok()?.parse().ok());
+        let prompt = head.headers.get(headers::PROMPT_TOKENS).and_then(|value| value.to_str().ok()?.parse().ok());
         dispatch.prompt_estimate = prompt.unwrap_or(dispatch.prompt_estimate);
         Ok(())
     }
@@ -116,10 +113,10 @@ impl ProxyHttp for Proxy {
         head: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
-        for name in ["server", PROMPT_TOKENS, RETRYABLE] {
+        for name in ["server", headers::PROMPT_TOKENS, headers::RETRYABLE] {
             head.remove_header(name);
         }
-        head.insert_header("x-request-id", &request.request_id)?;
+        head.insert_header(headers::REQUEST_ID, &request.request_id)?;
         let Some(metered) = &mut request.metered else { return Ok(()) };
         for (name, units) in limit::headers(&metered.key, self.edge.now_ns()) {
             head.insert_header(name, units)?;

@@ -10,6 +10,7 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use serde_json::{Value, json};
+use turnpike_config::headers;
 
 /// Tells the client why not.
 pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Reject) -> Result<()> {
@@ -56,7 +57,7 @@ fn model_object(model: &Model) -> Value {
 
 fn head(status: StatusCode, request: &Request) -> Result<Box<ResponseHeader>> {
     let mut head = ResponseHeader::build(status, Some(6))?;
-    head.insert_header("x-request-id", &request.request_id)?;
+    head.insert_header(headers::REQUEST_ID, &request.request_id)?;
     head.insert_header(CACHE_CONTROL, "no-store")?;
     Ok(Box::new(head))
 }

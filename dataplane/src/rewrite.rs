@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use pingora::http::RequestHeader;
 use serde_json::{Map, Value};
+use turnpike_config::headers;
 
 const INCLUDE_USAGE: &[u8] = br#""stream_options":{"include_usage":true},"#;
 
@@ -57,9 +58,9 @@ pub(crate) fn head(request: &mut RequestHeader, forwarded: &Forwarded<'_>) -> pi
     }
     request.insert_header(HOST, forwarded.host)?;
     request.insert_header(CONTENT_LENGTH, forwarded.body_length)?;
-    request.insert_header("x-request-id", forwarded.request_id)?;
-    request.insert_header("x-turnpike-model", forwarded.model)?;
-    request.insert_header("x-turnpike-model-version", forwarded.version)
+    request.insert_header(headers::REQUEST_ID, forwarded.request_id)?;
+    request.insert_header(headers::MODEL, forwarded.model)?;
+    request.insert_header(headers::MODEL_VERSION, forwarded.version)
 }
 
 #[cfg(test)]

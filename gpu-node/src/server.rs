@@ -16,9 +16,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use turnpike_config::Endpoint;
 use turnpike_config::link::{Peer, Role};
 use turnpike_config::routing::Served;
+use turnpike_config::{Endpoint, headers};
 
 /// For a request's whole body.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
@@ -27,11 +27,10 @@ const DISCARD_DEADLINE: Duration = Duration::from_secs(5);
 /// A request id longer than this is replaced.
 const MAX_REQUEST_ID: usize = 128;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const MODEL: HeaderName = HeaderName::from_static("x-turnpike-model");
-const MODEL_VERSION: HeaderName = HeaderName::from_static("x-turnpike-model-version");
-/// On refusals: the edge has received nothing of an answer and another node may take the request.
-const RETRYABLE: HeaderName = HeaderName::from_static("x-turnpike-retryable");
+const REQUEST_ID: HeaderName = HeaderName::from_static(headers::REQUEST_ID);
+const MODEL: HeaderName = HeaderName::from_static(headers::MODEL);
+const MODEL_VERSION: HeaderName = HeaderName::from_static(headers::MODEL_VERSION);
+const RETRYABLE: HeaderName = HeaderName::from_static(headers::RETRYABLE);
 
 /// What a request goes through.
 pub(crate) struct Front {

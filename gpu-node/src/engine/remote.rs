@@ -129,7 +129,7 @@ impl Engine for Remote {
             .client
             .post(format!("{}{}", self.settings.url, request.endpoint.path()))
             .header(header::CONTENT_TYPE, "application/json")
-            .header("x-request-id", &request.request_id)
+            .header(turnpike_config::headers::REQUEST_ID, &request.request_id)
             .body(body)
             .send()
             .await

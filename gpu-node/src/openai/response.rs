@@ -14,7 +14,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
-use turnpike_config::Endpoint;
+use turnpike_config::{Endpoint, headers};
 use uuid::Uuid;
 
 /// Why generation ended.
@@ -206,8 +206,7 @@ fn sse(document: &Value) -> Bytes {
     format!("data: {document}\n\n").into()
 }
 
-/// Response header of streams: the prompt's exact size.
-const PROMPT_TOKENS: HeaderName = HeaderName::from_static("x-turnpike-prompt-tokens");
+const PROMPT_TOKENS: HeaderName = HeaderName::from_static(headers::PROMPT_TOKENS);
 
 const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
