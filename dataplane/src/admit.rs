@@ -31,11 +31,7 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
     if edge.draining.load(Ordering::Relaxed) {
         return Err(Reject::Draining);
     }
-    let needed = match target {
-        Target::Inference(_) => Permissions::INFERENCE,
-        Target::ListModels | Target::GetModel(_) => Permissions::MODELS_READ,
-    };
-    let key = auth::authenticate(&head.headers, &request.snapshot, request.arrived_unix_ms, needed)?;
+    let key = auth::authenticate(&head.headers, &request.snapshot, request.arrived_unix_ms)?;
     let written = match target {
         Target::Inference(endpoint) => {
             let permit = edge.journal.permit().ok_or(Reject::MeteringUnavailable)?;
@@ -51,8 +47,12 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
             });
             return prepare(edge, session, request).await.map(|()| Admitted::Dispatch);
         }
-        Target::ListModels => respond::list_models(session, request, &key).await,
+        Target::ListModels => {
+            auth::authorize(&key, Permissions::MODELS_READ)?;
+            respond::list_models(session, request, &key).await
+        }
         Target::GetModel(id) => {
+            auth::authorize(&key, Permissions::MODELS_READ)?;
             let model = request.snapshot.model(&id).filter(|model| key.may_use(model)).cloned();
             let model = model.ok_or(Reject::UnknownModel { model: id })?;
             respond::get_model(session, request, &model).await
@@ -63,10 +63,11 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
 
 /// Body, model, limits: everything an inference request needs before a node is picked.
 async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> Result<(), Reject> {
-    let limits = &edge.settings.limits;
-    let body = ingress::read_body(session, limits.max_body_bytes, limits.body_timeout).await?;
     let snapshot = Arc::clone(&request.snapshot);
     let Some(metered) = &mut request.metered else { return Err(Reject::Internal) };
+    auth::authorize(&metered.key, Permissions::INFERENCE)?;
+    let limits = &edge.settings.limits;
+    let body = ingress::read_body(session, limits.max_body_bytes, limits.body_timeout).await?;
     metered.request_bytes = body.len() as u64;
     let ask = &*metered.ask.insert(ingress::peek(&body)?);
 

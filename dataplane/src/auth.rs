@@ -10,13 +10,8 @@ use turnpike_config::{KeyDigest, Permissions};
 /// Longest key worth hashing, bytes. Ours have 49.
 const MAX_KEY: usize = 256;
 
-/// Finds the key and checks that it is alive and may do what is asked.
-pub(crate) fn authenticate(
-    headers: &HeaderMap,
-    snapshot: &Snapshot,
-    now_unix_ms: u64,
-    needed: Permissions,
-) -> Result<Arc<Key>, Reject> {
+/// Finds the key and checks that it is alive.
+pub(crate) fn authenticate(headers: &HeaderMap, snapshot: &Snapshot, now_unix_ms: u64) -> Result<Arc<Key>, Reject> {
     let presented = bearer(headers)?;
     let key = snapshot.key(&KeyDigest::of(presented)).ok_or_else(|| Reject::UnknownKey { shown: redact(presented) })?;
     if !key.record.active {
@@ -25,10 +20,15 @@ pub(crate) fn authenticate(
     if key.record.expires_at_ms.is_some_and(|expiry| expiry <= now_unix_ms) {
         return Err(Reject::KeyExpired);
     }
-    if !key.record.permissions.allows(needed) {
-        return Err(Reject::MissingPermission { permission: needed.name() });
-    }
     Ok(Arc::clone(key))
+}
+
+/// Checks that a live key may do what is asked.
+pub(crate) fn authorize(key: &Key, needed: Permissions) -> Result<(), Reject> {
+    if key.record.permissions.allows(needed) {
+        return Ok(());
+    }
+    Err(Reject::MissingPermission { permission: needed.name() })
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Reject> {
@@ -64,7 +64,7 @@ mod tests {
         if let Some(value) = header {
             headers.insert(AUTHORIZATION, value.parse().unwrap());
         }
-        authenticate(&headers, &snapshot, now, Permissions::INFERENCE).map(drop)
+        authorize(&*authenticate(&headers, &snapshot, now)?, Permissions::INFERENCE)
     }
 
     #[test]

@@ -47,6 +47,39 @@ async fn the_sdk_meets_every_error_class() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // Every request with a live key is on record, also one that was refused.
+    let refusals = "SELECT string_agg(DISTINCT status || ' ' || error_code, ',' ORDER BY status || ' ' || error_code)
+                    FROM inference_requests WHERE status <> 'success'";
+    let expected = [
+        "error engine_refused",
+        "error missing_permission",
+        "error model_not_allowed",
+        "error model_not_found",
+        "rate_limited rate_limit_exceeded",
+    ]
+    .join(",");
+    eventually("the refusals are in the request log", async || match fleet.sql(refusals) {
+        found if found == expected => Ok(()),
+        found => Err(found),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moderations_pass_and_are_metered() {
+    let fleet = Fleet::start(&["n1"], "0ms").await;
+    let url = format!("{}/v1/moderations", fleet.edge_url);
+    let reply = post(&url, &fleet.key, json!({"model": MODEL, "input": ["one", "two"]})).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.json()["results"].as_array().map(Vec::len), Some(2), "{}", reply.text);
+    eventually("it is in the request log", async || {
+        match fleet.sql("SELECT request_type, status FROM inference_requests") {
+            row if row == "moderation|success" => Ok(()),
+            row => Err(row),
+        }
+    })
+    .await;
 }
 
 /// RFC 3339; far enough that the key can still be made, near enough to wait for.
