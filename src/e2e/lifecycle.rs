@@ -55,6 +55,19 @@ async fn when_the_parent_is_killed_its_children_end_too_and_it_can_start_again()
     ask(&up, &key).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_weights_it_says_so_and_serves_an_echo_under_its_own_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = turnpike();
+    // An empty cache, and an index where nobody listens.
+    command.env("XDG_CACHE_HOME", directory.path()).env("PIP_INDEX_URL", "http://127.0.0.1:9/").env("PIP_RETRIES", "0");
+    let up = Up::start_with(command, &directory.path().join("data"), "auto");
+    assert_eq!(up.text("model"), "echo");
+    let said = up.process.log();
+    assert!(said.contains("pip could not download") && said.contains("echo"), "{said}");
+    ask(&up, &up.text("api_key")).await.unwrap();
+}
+
 #[test]
 fn a_taken_port_is_named_with_the_setting_that_changes_it() {
     let directory = tempfile::tempdir().unwrap();

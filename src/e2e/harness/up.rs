@@ -3,7 +3,7 @@
 use super::{Admin, Process, turnpike};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 /// A running `turnpike up`.
 pub(crate) struct Up {
@@ -16,7 +16,11 @@ pub(crate) struct Up {
 impl Up {
     /// Starts it on free ports and waits until all is ready.
     pub(crate) fn start(data_dir: &Path, engine: &str) -> Self {
-        let mut command = turnpike();
+        Self::start_with(turnpike(), data_dir, engine)
+    }
+
+    /// The same, with a command that has an environment of its own.
+    pub(crate) fn start_with(mut command: Command, data_dir: &Path, engine: &str) -> Self {
         command.args(["up", "--json", "--auto-ports", "--engine", engine, "--data-dir"]).arg(data_dir);
         let log = data_dir.with_extension("log");
         let mut process = Process::start(command, &log);
