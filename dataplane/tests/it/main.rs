@@ -98,8 +98,17 @@ async fn without_any_routing_it_lives_and_says_that_it_is_not_ready() {
     assert!(ready.text().await.unwrap().contains("no routing yet"));
     let models = edge.get(&format!("http://{}/v1/models", edge.listen)).await;
     assert_eq!(models.status(), StatusCode::UNAUTHORIZED);
-    let metrics = edge.get(&format!("http://{admin}/metrics")).await.text().await.unwrap();
-    assert!(metrics.contains("turnpike_edge_unmetered_requests_total 1"), "{metrics}");
+    // A request is counted once it is over, which is a moment after its answer.
+    let counted = "turnpike_edge_unmetered_requests_total 1";
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let metrics = edge.get(&format!("http://{admin}/metrics")).await.text().await.unwrap();
+        if metrics.lines().any(|line| line == counted) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     edge.stop();
 }
 
