@@ -48,6 +48,8 @@ use turnpike_config::link::{Identity, LinkError, Peer, Role};
 
 /// How long a stopping edge goes on shipping what it has metered; the rest is shipped after the next start.
 const LAST_SHIPMENT: Duration = Duration::from_secs(3);
+/// How long a stopping edge waits for a disk that refuses.
+const LAST_SYNC: Duration = Duration::from_secs(10);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 const LISTEN_POLL: Duration = Duration::from_millis(5);
 
@@ -182,6 +184,10 @@ async fn drain(edge: &Edge, stop_proxy: &CancellationToken) {
     let left = edge.metrics.in_flight.get();
     if left > 0 {
         tracing::warn!(requests = left, "drain.timeout passed: running requests are cut off");
+    }
+    if tokio::time::timeout(LAST_SYNC, edge.journal.flush()).await.is_err() {
+        let trouble = edge.journal.status().borrow().trouble.clone();
+        tracing::error!(trouble, "the usage of the last requests could not be written to disk and is lost");
     }
     let deadline = Instant::now() + LAST_SHIPMENT;
     while edge.metrics.linked.get() == 1 && !all_shipped(edge) && Instant::now() < deadline {

@@ -125,7 +125,7 @@ impl Sync {
 
     /// Serves by a checked routing at once, and keeps it for the next start.
     async fn adopt(&mut self, routing: Routing) {
-        // Compiling resolves names and may index a million keys: the shipper on this thread must not wait for it.
+        // Compiling resolves names and may index a million keys: other tasks of this thread must not wait for it.
         tokio::task::block_in_place(|| self.serve_by(routing));
         let (file, routing) = (self.file.clone(), self.routing.clone());
         let saved = tokio::task::spawn_blocking(move || routing_file::save(&file, &routing)).await;

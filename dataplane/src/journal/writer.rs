@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use turnpike_config::UsageEvent;
@@ -21,12 +21,16 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// A promise that one event can be recorded.
 #[derive(Debug)]
-pub(crate) struct Permit(mpsc::OwnedPermit<UsageEvent>);
+pub(crate) struct Permit {
+    slot: mpsc::OwnedPermit<UsageEvent>,
+    recorded: Arc<AtomicU64>,
+}
 
 impl Permit {
     /// Hands the event to the writer. Never waits: the slot is ours.
     pub(crate) fn record(self, event: UsageEvent) {
-        self.0.send(event);
+        self.recorded.fetch_add(1, Ordering::Relaxed);
+        self.slot.send(event);
     }
 }
 
@@ -46,6 +50,8 @@ pub(crate) struct Journal {
     status: watch::Receiver<Status>,
     /// [`Status::is_writable`] for the request path, which takes no locks.
     writable: Arc<AtomicBool>,
+    /// Sequence number after the last event handed over; what [`Status::durable`] catches up with.
+    recorded: Arc<AtomicU64>,
     /// Made when the journal was; tells its numbering from that of any other journal.
     pub(crate) epoch: u64,
     pub(crate) directory: PathBuf,
@@ -61,6 +67,7 @@ impl Journal {
         std::fs::create_dir_all(directory).map_err(io_error(directory))?;
         let epoch = epoch(directory)?;
         let writer = Writer::resume(directory, epoch, max_bytes)?;
+        let recorded = Arc::new(AtomicU64::new(writer.next_seq));
         let (queue, events) = mpsc::channel(QUEUE);
         let (sender, status) = watch::channel(Status { durable: writer.next_seq, trouble: None });
         let writable = Arc::new(AtomicBool::new(true));
@@ -69,7 +76,7 @@ impl Journal {
             .name("journal".to_owned())
             .spawn(move || run(writer, events, &publish, &seen))
             .map_err(io_error(directory))?;
-        Ok((Self { queue, status, writable, epoch, directory: directory.to_owned() }, thread))
+        Ok((Self { queue, status, writable, recorded, epoch, directory: directory.to_owned() }, thread))
     }
 
     /// A slot for one event, or `None` while the disk refuses or too many requests are in flight.
@@ -77,7 +84,15 @@ impl Journal {
         if !self.writable.load(Ordering::Relaxed) {
             return None;
         }
-        self.queue.clone().try_reserve_owned().ok().map(Permit)
+        let slot = self.queue.clone().try_reserve_owned().ok()?;
+        Some(Permit { slot, recorded: Arc::clone(&self.recorded) })
+    }
+
+    /// Waits until every event recorded so far survives a power cut; for as long as the disk refuses.
+    pub(crate) async fn flush(&self) {
+        let recorded = self.recorded.load(Ordering::Relaxed);
+        // Fails only once the writer has ended, which it does not before this handle is gone.
+        let _ = self.status().wait_for(|status| status.durable >= recorded).await;
     }
 
     /// How it is doing, and a way to wait for news.
@@ -281,6 +296,20 @@ mod tests {
         close(journal, thread);
         assert_eq!(read_all(directory.path()), (0..10).collect::<Vec<_>>());
         assert_eq!(read_all(directory.path()), Vec::<u32>::new());
+    }
+
+    #[tokio::test]
+    async fn what_was_flushed_is_on_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, _thread) = Journal::open(directory.path(), 1 << 30, |_| ()).unwrap();
+        for number in 1..=200 {
+            record(&journal, number);
+            journal.flush().await;
+            // Read from the file itself, not from what the writer says of it.
+            let bytes =
+                segment::read_from(&segment::path(directory.path(), 0), journal.epoch, segment::HEADER, 1 << 20);
+            assert_eq!(segment::scan(&bytes.unwrap(), usize::MAX).events.len(), number as usize);
+        }
     }
 
     #[test]
