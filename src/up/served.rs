@@ -38,16 +38,7 @@ pub(super) async fn wait(
     let deadline = Instant::now() + PATIENCE;
     let model_url = format!("{base_url}/models/{}", engine.models()[0].id);
     loop {
-        // In this order: what the edge must know is what stood in the log when the node was ready.
-        let Some(missing) = (match node_trouble(admin).await {
-            None => match push_trouble(admin).await {
-                None => edge_trouble(http, &model_url, api_key).await,
-                behind => behind,
-            },
-            unready => unready,
-        }) else {
-            return Ok(());
-        };
+        let Err(missing) = served(admin, http, &model_url, api_key).await else { return Ok(()) };
         if Instant::now() >= deadline {
             bail!("requests are not served after {} s: {missing}", PATIENCE.as_secs());
         }
@@ -55,32 +46,30 @@ pub(super) async fn wait(
     }
 }
 
-async fn node_trouble(admin: &admin::Client) -> Option<String> {
-    match admin.get::<Node>(&format!("/nodes/{}", super::settings::NODE_NAME)).await {
-        Ok(node) if node.connected && node.state == "ready" => None,
-        Ok(node) => Some(format!("the node is {}", node.state)),
-        Err(e) => Some(e.to_string()),
-    }
+/// What is still missing. In this order: what the edge must know is what stood in the log when the node was ready.
+async fn served(admin: &admin::Client, http: &reqwest::Client, model_url: &str, api_key: &str) -> Result<(), String> {
+    node_is_ready(admin).await?;
+    edge_is_up_to_date(admin).await?;
+    edge_lists_the_model(http, model_url, api_key).await
+}
+
+async fn node_is_ready(admin: &admin::Client) -> Result<(), String> {
+    let node: Node = admin.get(&format!("/nodes/{}", super::settings::NODE_NAME)).await.map_err(|e| e.to_string())?;
+    if node.connected && node.state == "ready" { Ok(()) } else { Err(format!("the node is {}", node.state)) }
 }
 
 /// An edge that starts serves by the routing on its disk, which may know the node as it was in an earlier life.
-async fn push_trouble(admin: &admin::Client) -> Option<String> {
-    let wanted = match admin.get::<ConfigHead>("/config").await {
-        Ok(head) => head.version,
-        Err(e) => return Some(e.to_string()),
-    };
-    match admin.find::<Edge>("/edges", |edge| edge.name == super::settings::EDGE_NAME).await {
-        Ok(Some(edge)) if edge.holds >= wanted => None,
-        Ok(Some(edge)) => Some(format!("the edge serves by version {} of {wanted}", edge.holds)),
-        Ok(None) => Some("the edge has not linked to the control plane".to_owned()),
-        Err(e) => Some(e.to_string()),
-    }
+async fn edge_is_up_to_date(admin: &admin::Client) -> Result<(), String> {
+    let wanted = admin.get::<ConfigHead>("/config").await.map_err(|e| e.to_string())?.version;
+    let edge = admin.find::<Edge>("/edges", |edge| edge.name == super::settings::EDGE_NAME).await;
+    let edge = edge.map_err(|e| e.to_string())?.ok_or("the edge has not linked to the control plane")?;
+    if edge.holds >= wanted { Ok(()) } else { Err(format!("the edge serves by version {} of {wanted}", edge.holds)) }
 }
 
-async fn edge_trouble(http: &reqwest::Client, url: &str, api_key: &str) -> Option<String> {
+async fn edge_lists_the_model(http: &reqwest::Client, url: &str, api_key: &str) -> Result<(), String> {
     match http.get(url).bearer_auth(api_key).send().await {
-        Ok(answer) if answer.status().is_success() => None,
-        Ok(answer) => Some(format!("{url}: {} {}", answer.status(), answer.text().await.unwrap_or_default())),
-        Err(e) => Some(format!("{url}: {}", e.without_url())),
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) => Err(format!("{url}: {} {}", answer.status(), answer.text().await.unwrap_or_default())),
+        Err(e) => Err(format!("{url}: {}", e.without_url())),
     }
 }
