@@ -250,12 +250,13 @@ mod tests {
     fn every_mistake_is_reported_at_once() {
         let text = "patience = 5\n[http]\nlisten = \"nowhere\"\nlisen = 1\n[extra]\na = 1";
         let error = read(text, &|_| None).err().map(|e| e.to_string()).unwrap_or_default();
-        for part in ["3 mistakes", "4 mistakes"].into_iter().filter(|p| error.contains(p)).chain([
+        for part in [
+            "4 mistakes in sample.toml",
             "http.listen: expected an address",
             "patience: expected a duration",
             "http.lisen: unknown setting; did you mean http.listen?",
             "extra: unknown setting",
-        ]) {
+        ] {
             assert!(error.contains(part), "{part} is not in {error}");
         }
     }
