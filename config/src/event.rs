@@ -1,6 +1,6 @@
 //! The usage event: one per authenticated inference request, whatever its end.
 
-use crate::{EventId, KeyId, OrgId, Usd};
+use crate::{CacheStatus, EventId, KeyId, OrgId, Usd};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -185,6 +185,9 @@ pub struct UsageEvent {
     /// Nodes tried beyond the first.
     #[n(26)]
     pub retries: u8,
+    /// What the response cache did for it; `None` if it was refused before the cache was asked.
+    #[n(27)]
+    pub cache: Option<CacheStatus>,
 }
 
 impl UsageEvent {

@@ -3,10 +3,12 @@
 //! Pure by default: no IO, no clock, no randomness. The `link` feature adds the QUIC transport that carries these types
 //! between processes. Planes depend on this crate and never on each other.
 
+pub mod caching;
 pub mod digest;
 pub mod event;
 pub mod headers;
 pub mod ids;
+pub mod limits;
 #[cfg(feature = "link")]
 pub mod link;
 pub mod money;
@@ -15,9 +17,11 @@ pub mod routing;
 pub mod settings;
 pub mod wire;
 
+pub use caching::{CacheKey, CachePolicy, CacheStatus};
 pub use digest::KeyDigest;
 pub use event::{Endpoint, RequestStatus, UsageEvent};
 pub use ids::{EventId, KeyId, OrgId};
+pub use limits::{Budget, LimitSettings, ModelLimits, RateLimits};
 pub use money::{Price, Usd};
 pub use node_url::NodeUrl;
-pub use routing::{Change, KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions, RateLimits, Routing};
+pub use routing::{Change, KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions, Routing};

@@ -1,9 +1,13 @@
 //! What an edge must know to serve: organizations, keys, models and nodes, as one versioned state plus changes to it.
 
-use crate::{KeyDigest, KeyId, NodeUrl, OrgId, Price};
+use crate::limits::{Budget, ModelLimits, RateLimits};
+use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, NodeUrl, OrgId, Price};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// Most single answers that can be purged at once; purging more drops the oldest purges.
+pub const MAX_PURGED: usize = 10_000;
 
 /// An organization as the edges know it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
@@ -14,6 +18,25 @@ pub struct OrgRecord {
     /// Short unique name.
     #[n(1)]
     pub slug: String,
+    /// Limits of all its keys together.
+    #[n(2)]
+    #[cbor(default)]
+    #[serde(default)]
+    pub limits: RateLimits,
+    /// Limits of all its keys together, within a model.
+    #[n(3)]
+    #[cbor(default)]
+    #[serde(default)]
+    pub model_limits: ModelLimits,
+    /// What it may spend; `None` is as much as it likes.
+    #[n(4)]
+    #[serde(default)]
+    pub budget: Option<Budget>,
+    /// Part of the key of every cached answer: a purge of the organization raises it.
+    #[n(5)]
+    #[cbor(default)]
+    #[serde(default)]
+    pub cache_generation: u32,
 }
 
 /// What a key may do. Stored as names in `api_keys.permissions`, pushed as bits.
@@ -60,20 +83,6 @@ impl Permissions {
     }
 }
 
-/// Limits of one subject; `None` is unlimited. The JSON form is `api_keys.rate_limits`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RateLimits {
-    /// Requests per minute, at least 1.
-    #[n(0)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub requests_per_minute: Option<u32>,
-    /// Prompt and completion tokens per minute, at least 1.
-    #[n(1)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokens_per_minute: Option<u32>,
-}
-
 /// An API key as the edges know it: its digest, never the key.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct KeyRecord {
@@ -101,6 +110,11 @@ pub struct KeyRecord {
     /// Unix milliseconds from which on it is refused.
     #[n(7)]
     pub expires_at_ms: Option<u64>,
+    /// Its limits within a model.
+    #[n(8)]
+    #[cbor(default)]
+    #[serde(default)]
+    pub model_limits: ModelLimits,
 }
 
 /// One deployable version of a model.
@@ -147,6 +161,11 @@ pub struct ModelRecord {
     /// Its versions.
     #[n(8)]
     pub versions: Vec<VersionRecord>,
+    /// Whether and how its answers are cached.
+    #[n(9)]
+    #[cbor(default)]
+    #[serde(default)]
+    pub cache: CachePolicy,
 }
 
 /// A (model, version) pair that a node can answer for.
@@ -246,6 +265,16 @@ pub enum Change {
     /// Removes a node.
     #[n(7)]
     DropNode(#[n(0)] String),
+    /// Cached answers of this key that are older than this must not be given out any more.
+    #[n(8)]
+    PurgeAnswer {
+        /// Which answers.
+        #[n(0)]
+        key: CacheKey,
+        /// Unix milliseconds of the purge.
+        #[n(1)]
+        at_ms: u64,
+    },
 }
 
 /// Everything an edge routes by, at one version.
@@ -266,6 +295,10 @@ pub struct Routing {
     /// Nodes by name.
     #[n(4)]
     pub nodes: BTreeMap<String, NodeRecord>,
+    /// Purged answers with the Unix milliseconds of their purge; at most [`MAX_PURGED`].
+    #[n(5)]
+    #[cbor(default)]
+    pub purged: BTreeMap<CacheKey, u64>,
 }
 
 impl Routing {
@@ -280,6 +313,16 @@ impl Routing {
             Change::DropModel(id) => drop(self.models.remove(&id)),
             Change::PutNode(node) => drop(self.nodes.insert(node.name.clone(), node)),
             Change::DropNode(name) => drop(self.nodes.remove(&name)),
+            Change::PurgeAnswer { key, at_ms } => self.purge(key, at_ms),
+        }
+    }
+
+    fn purge(&mut self, key: CacheKey, at_ms: u64) {
+        self.purged.insert(key, at_ms);
+        if self.purged.len() > MAX_PURGED
+            && let Some(oldest) = self.purged.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)
+        {
+            self.purged.remove(&oldest);
         }
     }
 
@@ -296,9 +339,12 @@ impl Routing {
             if let Some(other) = digests.insert(key.digest, key.id) {
                 faults.push(format!("keys {} and {other} have the same digest", key.id));
             }
-            if key.limits.requests_per_minute == Some(0) || key.limits.tokens_per_minute == Some(0) {
+            if admits_nothing(key.limits, &key.model_limits) {
                 faults.push(format!("key {}: a limit of 0 admits nothing; disable the key instead", key.id));
             }
+        }
+        for org in self.orgs.values().filter(|org| admits_nothing(org.limits, &org.model_limits)) {
+            faults.push(format!("organization {}: a limit of 0 admits nothing; disable its keys instead", org.id));
         }
         for model in self.models.values() {
             if model.context_length == 0 {
@@ -317,10 +363,25 @@ impl Routing {
     }
 }
 
+fn admits_nothing(limits: RateLimits, models: &ModelLimits) -> bool {
+    limits.has_zero() || models.values().any(|limits| limits.has_zero())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use uuid::Uuid;
+
+    fn org() -> OrgRecord {
+        OrgRecord {
+            id: OrgId(Uuid::new_v4()),
+            slug: "acme".to_owned(),
+            limits: RateLimits::default(),
+            model_limits: ModelLimits::default(),
+            budget: None,
+            cache_generation: 0,
+        }
+    }
 
     fn key(organization: OrgId, digest: KeyDigest) -> KeyRecord {
         KeyRecord {
@@ -332,6 +393,7 @@ mod tests {
             models: None,
             active: true,
             expires_at_ms: None,
+            model_limits: ModelLimits::default(),
         }
     }
 
@@ -345,7 +407,7 @@ mod tests {
 
     #[test]
     fn faults_name_dangling_and_doubled_records() {
-        let org = OrgRecord { id: OrgId(Uuid::new_v4()), slug: "acme".to_owned() };
+        let org = org();
         let mut routing = Routing::default();
         routing.apply(Change::PutOrg(org.clone()));
         routing.apply(Change::PutKey(key(org.id, KeyDigest::of("a"))));
@@ -355,5 +417,48 @@ mod tests {
         assert!(routing.faults().iter().any(|f| f.contains("same digest")));
         routing.apply(Change::DropOrg(org.id));
         assert!(routing.faults().iter().any(|f| f.contains("does not exist")));
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_a_fault_wherever_it_stands() {
+        let zero = RateLimits { concurrent_requests: Some(0), ..RateLimits::default() };
+        let mut routing = Routing::default();
+        let mut record = org();
+        record.model_limits.insert("m".to_owned(), zero);
+        routing.apply(Change::PutOrg(record.clone()));
+        assert!(routing.faults().iter().any(|f| f.contains("organization") && f.contains("admits nothing")));
+        routing.apply(Change::PutOrg(org()));
+        let mut record = key(record.id, KeyDigest::of("a"));
+        record.limits = zero;
+        routing.apply(Change::PutKey(record));
+        assert!(routing.faults().iter().any(|f| f.starts_with("key ") && f.contains("admits nothing")));
+    }
+
+    #[test]
+    fn purges_are_kept_up_to_a_bound_and_the_oldest_go_first() {
+        let mut routing = Routing::default();
+        for at in 0..=MAX_PURGED as u64 {
+            let key = CacheKey::of(&at.to_be_bytes());
+            routing.apply(Change::PurgeAnswer { key, at_ms: at });
+        }
+        assert_eq!(routing.purged.len(), MAX_PURGED);
+        assert!(!routing.purged.contains_key(&CacheKey::of(&0_u64.to_be_bytes())));
+    }
+
+    /// A routing file of an older edge has none of the newer fields.
+    #[test]
+    fn records_without_the_newer_fields_are_read() {
+        #[derive(Encode)]
+        struct OldOrg {
+            #[n(0)]
+            id: OrgId,
+            #[n(1)]
+            slug: String,
+        }
+        let new = org();
+        let mut bytes = Vec::new();
+        let old = OldOrg { id: new.id, slug: new.slug.clone() };
+        assert!(minicbor::encode(&old, &mut bytes).is_ok());
+        assert_eq!(minicbor::decode::<OrgRecord>(&bytes).ok(), Some(new));
     }
 }

@@ -227,7 +227,7 @@ pub(crate) mod fixtures {
 
     use super::*;
     use turnpike_config::routing::{Served, VersionRecord};
-    use turnpike_config::{Change, KeyId, OrgId, OrgRecord, Permissions, Price, RateLimits};
+    use turnpike_config::{CachePolicy, Change, KeyId, ModelLimits, OrgId, OrgRecord, Permissions, Price, RateLimits};
     use uuid::Uuid;
 
     pub(crate) const KEY: &str = "sk-tp-fixture";
@@ -248,16 +248,28 @@ pub(crate) mod fixtures {
             })
         };
         for change in [
-            Change::PutOrg(OrgRecord { id: organization, slug: "acme".into() }),
+            Change::PutOrg(OrgRecord {
+                id: organization,
+                slug: "acme".into(),
+                limits: RateLimits::default(),
+                model_limits: ModelLimits::default(),
+                budget: None,
+                cache_generation: 0,
+            }),
             Change::PutKey(KeyRecord {
                 id: KeyId(Uuid::from_u128(2)),
                 organization,
                 digest: KeyDigest::of(KEY),
                 permissions: Permissions(u16::MAX),
-                limits: RateLimits { requests_per_minute: Some(2), tokens_per_minute: Some(1000) },
+                limits: RateLimits {
+                    requests_per_minute: Some(2),
+                    tokens_per_minute: Some(1000),
+                    concurrent_requests: None,
+                },
                 models: None,
                 active: true,
                 expires_at_ms: None,
+                model_limits: ModelLimits::default(),
             }),
             Change::PutModel(ModelRecord {
                 id: "m".into(),
@@ -269,6 +281,7 @@ pub(crate) mod fixtures {
                 active: true,
                 public: true,
                 versions: vec![VersionRecord { version: "v1".into(), is_default: true, active: true }],
+                cache: CachePolicy::default(),
             }),
             node("a", 1),
             node("b", 2),

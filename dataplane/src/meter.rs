@@ -126,6 +126,7 @@ fn event(
         client_ip: client.map(|address| address.ip().to_string()),
         streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
         retries: dispatch.map_or(0, |d| u8::try_from(d.tried.len().saturating_sub(1)).unwrap_or(u8::MAX)),
+        cache: None,
     }
 }
 

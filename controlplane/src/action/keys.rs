@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use turnpike_config::{Change, KeyDigest, KeyId, Permissions, RateLimits};
+use turnpike_config::{Change, KeyDigest, KeyId, LimitSettings, Permissions};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -39,7 +39,7 @@ pub(crate) struct CreateKey {
     permissions: Option<Vec<String>>,
     /// Limits per minute; unlimited if absent.
     #[schema(value_type = Option<Limits>)]
-    rate_limits: Option<RateLimits>,
+    rate_limits: Option<LimitSettings>,
     /// Models it may use; every public one if absent.
     allowed_models: Option<Vec<String>>,
     /// From then on it is refused.
@@ -66,7 +66,7 @@ pub(crate) struct PatchKey {
     permissions: Option<Vec<String>>,
     /// Limits; replaces both.
     #[schema(value_type = Option<Limits>)]
-    rate_limits: Option<RateLimits>,
+    rate_limits: Option<LimitSettings>,
     /// Models it may use; null is every public one.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<Vec<String>>)]
@@ -105,7 +105,7 @@ fn generate() -> Result<String, ActionError> {
     Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes)))
 }
 
-async fn check(edit: &mut Edit<'_>, key: &ApiKey, limits: RateLimits) -> Result<(), ActionError> {
+async fn check(edit: &mut Edit<'_>, key: &ApiKey, limits: &LimitSettings) -> Result<(), ActionError> {
     let mut checks = Checks::default();
     checks.text("name", &key.name, 255);
     if let Err(unknown) = Permissions::from_names(&key.permissions) {
@@ -147,7 +147,7 @@ pub(crate) async fn create(context: &Context, operator: Operator, input: CreateK
         rotated_from: None,
     };
     let mut edit = context.feed.edit(operator.name()).await?;
-    check(&mut edit, &api_key, limits).await?;
+    check(&mut edit, &api_key, &limits).await?;
     if api_key.expires_at.is_some_and(|at| at <= now) {
         return Err(ActionError::field("expires_at", "expected a time to come"));
     }
@@ -182,7 +182,8 @@ pub(crate) async fn patch(
     let mut edit = context.feed.edit(operator.name()).await?;
     let before = live(&mut edit, id).await?;
     let record = before.record()?;
-    let limits = patch.rate_limits.unwrap_or(record.limits);
+    let kept = LimitSettings::new(record.limits, record.model_limits.clone());
+    let limits = patch.rate_limits.unwrap_or(kept);
     let key = ApiKey {
         name: patch.name.unwrap_or(before.name),
         permissions: patch.permissions.unwrap_or(before.permissions),
@@ -192,7 +193,7 @@ pub(crate) async fn patch(
         is_active: patch.is_active.unwrap_or(before.is_active),
         ..before
     };
-    check(&mut edit, &key, limits).await?;
+    check(&mut edit, &key, &limits).await?;
     keys::update(edit.connection(), &key).await?;
     let details = json!({"is_active": key.is_active});
     audit(&mut edit, operator, "api_key.update", ("api_key", &id.to_string()), details).await?;

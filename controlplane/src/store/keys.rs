@@ -4,7 +4,7 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use turnpike_config::{KeyDigest, KeyId, KeyRecord, OrgId, Permissions, RateLimits};
+use turnpike_config::{KeyDigest, KeyId, KeyRecord, LimitSettings, OrgId, Permissions};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -47,14 +47,16 @@ impl ApiKey {
     /// As the edges know it.
     pub(crate) fn record(&self) -> Result<KeyRecord, StoreError> {
         let corrupt = |reason: String| StoreError::corrupt(format!("api_keys row {}", self.id), reason);
+        let limits = serde_json::from_value::<LimitSettings>(self.rate_limits.clone())
+            .map_err(|e| corrupt(format!("rate_limits: {e}")))?;
         Ok(KeyRecord {
             id: KeyId(self.id),
             organization: OrgId(self.organization_id),
             digest: KeyDigest::from_hex(&self.key_hash).ok_or_else(|| corrupt("key_hash is no digest".to_owned()))?,
             permissions: Permissions::from_names(&self.permissions)
                 .map_err(|name| corrupt(format!("unknown permission {name}")))?,
-            limits: serde_json::from_value::<RateLimits>(self.rate_limits.clone())
-                .map_err(|e| corrupt(format!("rate_limits: {e}")))?,
+            limits: limits.own(),
+            model_limits: limits.models,
             models: self.allowed_models.clone(),
             active: self.is_active && self.revoked_at.is_none(),
             expires_at_ms: self.expires_at.map(|at| u64::try_from(at.timestamp_millis()).unwrap_or_default()),

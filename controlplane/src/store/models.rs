@@ -5,7 +5,7 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use turnpike_config::{ModelRecord, Price};
+use turnpike_config::{CachePolicy, ModelRecord, Price};
 use utoipa::ToSchema;
 
 /// A model that clients can ask for.
@@ -63,6 +63,7 @@ impl Model {
             active: self.is_active,
             public: self.is_public,
             versions: versions.iter().filter(|v| v.model_id == self.id).map(ModelVersion::record).collect(),
+            cache: CachePolicy::default(),
         })
     }
 }

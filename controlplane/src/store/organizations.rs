@@ -4,7 +4,7 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use turnpike_config::{OrgId, OrgRecord};
+use turnpike_config::{ModelLimits, OrgId, OrgRecord, RateLimits};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -36,7 +36,14 @@ pub(crate) struct Organization {
 impl Organization {
     /// As the edges know it.
     pub(crate) fn record(&self) -> OrgRecord {
-        OrgRecord { id: OrgId(self.id), slug: self.slug.clone() }
+        OrgRecord {
+            id: OrgId(self.id),
+            slug: self.slug.clone(),
+            limits: RateLimits::default(),
+            model_limits: ModelLimits::default(),
+            budget: None,
+            cache_generation: 0,
+        }
     }
 }
 

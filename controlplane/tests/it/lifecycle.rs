@@ -121,6 +121,7 @@ async fn without_postgresql_links_stay_nothing_is_acked_and_the_api_says_503() {
         client_ip: None,
         streamed: false,
         retries: 0,
+        cache: None,
     };
     meter.send(1, 0, &[event]).await;
     eventually("a failed attempt", || async {

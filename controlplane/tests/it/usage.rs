@@ -38,6 +38,7 @@ fn event(tenant: &Tenant, model: Option<&str>, at: DateTime<Utc>, prompt: u32, c
         client_ip: Some("10.1.2.3".to_owned()),
         streamed: true,
         retries: 0,
+        cache: None,
     }
 }
 

@@ -159,6 +159,7 @@ pub(crate) mod fixtures {
             client_ip: None,
             streamed: false,
             retries: 0,
+            cache: None,
         }
     }
 }
