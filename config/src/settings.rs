@@ -108,7 +108,10 @@ impl<T: Setting> Setting for Vec<T> {
         text.split(',').map(|item| T::from_text(item.trim())).collect()
     }
     fn from_value(value: &Value) -> Option<Self> {
-        value.as_array()?.iter().map(T::from_value).collect()
+        // One value stands for a list of one.
+        value
+            .as_array()
+            .map_or_else(|| T::from_value(value).map(|one| vec![one]), |all| all.iter().map(T::from_value).collect())
     }
 }
 

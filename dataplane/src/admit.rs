@@ -2,17 +2,16 @@
 
 use crate::edge::Edge;
 use crate::ingress::{self, Ask, Target};
+use crate::limit::{Charges, Need, micros};
 use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, request_id};
-use crate::{auth, body_swap, limit, respond, rewrite};
+use crate::{auth, body_swap, respond, rewrite};
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use turnpike_config::{Endpoint, Permissions, headers};
 
-/// A body byte is about a quarter of a token; prompts in code or other scripts have more, JSON around them less.
-const BYTES_PER_TOKEN: u64 = 4;
 /// Longest answer assumed when neither the request nor the model bounds it, tokens.
 const DEFAULT_ANSWER: u64 = 4_096;
 
@@ -42,7 +41,7 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
                 request_bytes: 0,
                 ask: None,
                 model: None,
-                reservation: None,
+                charges: Charges::default(),
                 dispatch: None,
             });
             return prepare(edge, session, request).await.map(|()| Admitted::Dispatch);
@@ -66,9 +65,16 @@ async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> R
     let snapshot = Arc::clone(&request.snapshot);
     let Some(metered) = &mut request.metered else { return Err(Reject::Internal) };
     auth::authorize(&metered.key, Permissions::INFERENCE)?;
-    let limits = &edge.settings.limits;
-    let body = ingress::read_body(session, limits.max_body_bytes, limits.body_timeout).await?;
+    let bounds = &edge.settings.limits;
+    let (key, organization) = (Arc::clone(&metered.key), Arc::clone(&metered.key.org));
+    // A bucket that has to be asked answers while the body arrives.
+    let (body, charges) = tokio::join!(
+        ingress::read_body(session, bounds.max_body_bytes, bounds.body_timeout),
+        Charges::admit(&edge.limiter, &key.limits, &organization.limits),
+    );
+    let body = body?;
     metered.request_bytes = body.len() as u64;
+    metered.charges = charges?;
     let ask = &*metered.ask.insert(ingress::peek(&body)?);
 
     let model = snapshot.model(&ask.model).ok_or_else(|| Reject::UnknownModel { model: shown(&ask.model) })?;
@@ -80,17 +86,25 @@ async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> R
         return Err(Reject::NoVersion { model: model.record.id.clone() });
     }
 
-    let prompt_estimate = (body.len() as u64).div_ceil(BYTES_PER_TOKEN).min(model.record.context_length.into());
-    let tokens = prompt_estimate + longest_answer(metered.endpoint, ask, model);
-    let least = prompt_estimate + ask.max_tokens.unwrap_or(0);
-    metered.reservation = Some(limit::reserve(&metered.key, least, tokens, edge.now_ns())?);
+    let prompt = model.live.prompt_tokens(metered.request_bytes).min(model.record.context_length.into());
+    let tokens = prompt + longest_answer(metered.endpoint, ask, model);
+    let need = Need {
+        least_tokens: prompt + ask.max_tokens.unwrap_or(0),
+        tokens,
+        spend: micros(model.record.price.cost(to_u32(prompt), to_u32(tokens - prompt)).pico),
+    };
+    let id = &model.record.id;
+    let reserved = metered.charges.reserve(id, &key.limits, &organization.limits, need).await?;
 
-    let body = if generates(metered.endpoint) { rewrite::body(ask, &body) } else { body };
+    let generates = generates(metered.endpoint);
+    let longest = (reserved.is_some() || organization.limits.budget.is_some())
+        .then(|| reserved.unwrap_or(tokens).saturating_sub(prompt).max(1));
+    let body = if generates { rewrite::body(ask, &body, longest) } else { body };
     metered.dispatch = Some(Dispatch {
         swapped: body_swap::put_in(session, body.clone()),
         body,
         tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
-        prompt_estimate: u32::try_from(prompt_estimate).unwrap_or(u32::MAX),
+        prompt_estimate: to_u32(prompt),
         assignment: None,
         tried: Vec::new(),
         sent_at: None,
@@ -99,6 +113,10 @@ async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> R
         tap: None,
     });
     Ok(())
+}
+
+fn to_u32(tokens: u64) -> u32 {
+    u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
 const fn generates(endpoint: Endpoint) -> bool {

@@ -1,7 +1,9 @@
 //! What all requests of an edge share.
 
 use crate::bucket::Bucket;
+use crate::clock::Clock;
 use crate::journal::Journal;
+use crate::limit::Limiter;
 use crate::live::Snapshot;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -9,10 +11,9 @@ use arc_swap::ArcSwap;
 use pingora::utils::tls::CertKey;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::time::Instant;
 
 /// Further tries per minute, over all requests: a failing region must not multiply its own load.
-const RETRIES_PER_MINUTE: u32 = 6_000;
+const RETRIES_PER_MINUTE: u64 = 6_000;
 
 /// The edge.
 pub(crate) struct Edge {
@@ -25,13 +26,14 @@ pub(crate) struct Edge {
     /// Shown to nodes.
     pub(crate) certificate: Arc<CertKey>,
     pub(crate) retry_budget: Bucket,
+    pub(crate) limiter: Arc<Limiter>,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
     /// The client port takes connections.
     pub(crate) listening: AtomicBool,
     /// No new requests: a stop was asked for.
     pub(crate) draining: AtomicBool,
-    started: Instant,
+    clock: Clock,
 }
 
 impl Edge {
@@ -41,6 +43,8 @@ impl Edge {
         certificate: CertKey,
         journal: Journal,
         metrics: Arc<Metrics>,
+        limiter: Arc<Limiter>,
+        clock: Clock,
     ) -> Self {
         Self {
             settings,
@@ -50,15 +54,16 @@ impl Edge {
             metrics,
             certificate: Arc::new(certificate),
             retry_budget: Bucket::new(RETRIES_PER_MINUTE),
+            limiter,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
-            started: Instant::now(),
+            clock,
         }
     }
 
     /// Nanoseconds on the edge's monotonic clock; what limits and rests are measured by.
     pub(crate) fn now_ns(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        self.clock.now_ns()
     }
 }

@@ -111,6 +111,10 @@ pub(crate) struct Ask {
     pub(crate) include_usage: bool,
     /// Longest answer asked for, tokens, over all choices.
     pub(crate) max_tokens: Option<u64>,
+    /// Answers asked for.
+    pub(crate) choices: u64,
+    /// Where in the body a longest answer of `null` stands.
+    pub(crate) null_max_tokens: Option<Range<usize>>,
     /// Where in the body the value of `stream_options` stands.
     pub(crate) stream_options: Option<Range<usize>>,
 }
@@ -122,8 +126,10 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
         #[serde(borrow, default)]
         model: Cow<'a, str>,
         stream: Option<bool>,
-        max_tokens: Option<u64>,
-        max_completion_tokens: Option<u64>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        max_tokens: Option<&'a RawValue>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        max_completion_tokens: Option<&'a RawValue>,
         n: Option<u64>,
         #[serde(borrow, default, deserialize_with = "present")]
         stream_options: Option<&'a RawValue>,
@@ -147,18 +153,29 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
     let options = options
         .map_err(|_| Reject::InvalidParameter { name: "stream_options", reason: "expected an object".to_owned() })?
         .flatten();
-    let answer = peek.max_completion_tokens.or(peek.max_tokens);
+    let longest = number("max_tokens", peek.max_tokens)?;
+    let answer = number("max_completion_tokens", peek.max_completion_tokens)?.or(longest);
+    let null = [peek.max_completion_tokens, peek.max_tokens].into_iter().flatten().find(|raw| raw.get() == "null");
+    let choices = peek.n.unwrap_or(1).clamp(1, 128);
     Ok(Ask {
         model: peek.model.into_owned(),
         stream: peek.stream.unwrap_or(false),
         include_usage: options.and_then(|o| o.include_usage).unwrap_or(false),
-        max_tokens: answer.map(|tokens| tokens.saturating_mul(peek.n.unwrap_or(1).clamp(1, 128))),
+        max_tokens: answer.map(|tokens| tokens.saturating_mul(choices)),
+        choices,
+        null_max_tokens: null.map(|raw| range_within(text, raw.get())),
         stream_options: peek.stream_options.map(|raw| range_within(text, raw.get())),
     })
 }
 
+/// A whole number that may be null or absent.
+fn number(name: &'static str, raw: Option<&RawValue>) -> Result<Option<u64>, Reject> {
+    let Some(raw) = raw else { return Ok(None) };
+    serde_json::from_str(raw.get()).map_err(|error| Reject::InvalidParameter { name, reason: error.to_string() })
+}
+
 /// Fields that the edge reads; one of a wrong type is named.
-const PEEKED: [&str; 6] = ["model", "stream", "max_tokens", "max_completion_tokens", "n", "stream_options"];
+const PEEKED: [&str; 4] = ["model", "stream", "n", "stream_options"];
 
 /// Tells JSON with a field of a wrong type from what is no JSON object. Reads again, which only the failed pay for.
 fn misread<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Reject {
@@ -206,6 +223,8 @@ mod tests {
         assert!(matches!(peek(b"{\"model\":\"\xff\"}"), Err(Reject::InvalidJson { .. })));
         assert!(matches!(peek(br#"{"model":"a","model":"b"}"#), Err(Reject::InvalidJson { .. })));
         assert!(matches!(peek(br#"{"model":7}"#), Err(Reject::InvalidParameter { name: "model", .. })));
+        let odd = peek(br#"{"model":"m","max_tokens":"7"}"#);
+        assert!(matches!(odd, Err(Reject::InvalidParameter { name: "max_tokens", .. })));
         assert!(matches!(peek(br#"{"model":"m","n":-1}"#), Err(Reject::InvalidParameter { name: "n", .. })));
         assert_eq!(peek(br#"{"messages":[]}"#), Err(Reject::MissingParameter { name: "model" }));
         let odd = peek(br#"{"model":"m","stream_options":3}"#);

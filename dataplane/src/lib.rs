@@ -10,6 +10,7 @@ mod auth;
 mod balance;
 mod body_swap;
 mod bucket;
+mod clock;
 mod edge;
 mod files;
 mod ingress;
@@ -19,6 +20,7 @@ mod live;
 mod meter;
 mod metrics;
 mod proxy;
+mod redis_client;
 mod reject;
 mod request;
 mod respond;
@@ -31,13 +33,17 @@ mod sync;
 mod tap;
 
 pub use journal::JournalError;
-pub use settings::{Limits, Settings};
+pub use redis_client::BadRedis;
+pub use settings::{Limits, RedisSettings, Settings};
 
+use clock::Clock;
 use edge::Edge;
 use journal::Journal;
+use limit::Limiter;
 use metrics::Metrics;
 use pingora::listeners::tls::TlsSettings;
 use pingora::utils::tls::CertKey;
+use redis_client::RedisClient;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -81,6 +87,9 @@ pub enum Error {
     /// TLS for clients cannot be set up.
     #[error("TLS for clients (http.tls_cert): {0}")]
     ClientTls(String),
+    /// The settings of Redis do not do.
+    #[error(transparent)]
+    Redis(#[from] BadRedis),
     /// Pingora stopped by itself.
     #[error("the proxy stopped unexpectedly")]
     ProxyStopped,
@@ -103,15 +112,28 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
         Journal::open(&directory, settings.journal_max_bytes, move |event| observe.observe(event))?;
     let chain = identity.chain.iter().map(|certificate| certificate.to_vec()).collect();
     let certificate = CertKey::new(chain, identity.key_der().to_vec());
-    let edge = Arc::new(Edge::new(settings, own.name, certificate, journal, metrics));
-
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("edge-side")
         .enable_all()
         .build()
         .map_err(Error::Runtime)?;
+    let clock = Clock::start();
+    let limiter = {
+        let _inside = runtime.enter();
+        Arc::new(limiter(&settings, &own.name, clock, &metrics)?)
+    };
+    let edge = Arc::new(Edge::new(settings, own.name, certificate, journal, metrics, limiter, clock));
     runtime.block_on(serve(edge, identity, shutdown))
+}
+
+/// Limits are kept in the region's Redis, or here if there is none.
+fn limiter(settings: &Settings, name: &str, clock: Clock, metrics: &Arc<Metrics>) -> Result<Limiter, BadRedis> {
+    let metrics = Arc::clone(metrics);
+    Ok(match &settings.redis {
+        Some(redis) => Limiter::shared(RedisClient::new(redis)?, name, redis.slow, redis.edges, clock, metrics),
+        None => Limiter::alone(clock, metrics),
+    })
 }
 
 fn listen_error(address: SocketAddr, setting: &'static str) -> impl FnOnce(std::io::Error) -> Error {
@@ -126,6 +148,9 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
     let stop_sync = CancellationToken::new();
     let link = sync::Sync::start(Arc::clone(&edge));
     let sync = tokio::spawn(link.run(identity, stop_sync.clone()));
+
+    edge.limiter.ready().await;
+    tokio::spawn(Arc::clone(&edge.limiter).run(stop_sync.clone()));
 
     let stop_proxy = CancellationToken::new();
     let proxy_stopped = CancellationToken::new();

@@ -3,18 +3,19 @@
 //! A request pins one [`Snapshot`] and sees one consistent world. Counters (limits, outstanding work) are shared
 //! between successive snapshots, so that a push never resets a limit.
 
-use crate::bucket::Bucket;
+use crate::limit::{Limits, Owner};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use turnpike_config::link::{Role, domain};
-use turnpike_config::{KeyDigest, KeyRecord, ModelRecord, NodeRecord, NodeState, NodeUrl, Routing};
+use turnpike_config::{KeyDigest, KeyRecord, ModelRecord, NodeRecord, NodeState, NodeUrl, OrgId, OrgRecord, Routing};
 
 /// The routing, indexed for lookups.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) version: u64,
+    orgs: HashMap<OrgId, Arc<Org>>,
     keys: HashMap<KeyDigest, Arc<Key>>,
     models: HashMap<String, Arc<Model>>,
     nodes: HashMap<String, Arc<Node>>,
@@ -22,12 +23,18 @@ pub(crate) struct Snapshot {
     listing: Vec<Arc<Model>>,
 }
 
-/// A key with its limits.
+/// An organization with its limits.
+#[derive(Debug)]
+pub(crate) struct Org {
+    pub(crate) limits: Limits,
+}
+
+/// A key with its limits and its organization.
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) record: KeyRecord,
-    pub(crate) requests: Option<Arc<Bucket>>,
-    pub(crate) tokens: Option<Arc<Bucket>>,
+    pub(crate) limits: Limits,
+    pub(crate) org: Arc<Org>,
 }
 
 impl Key {
@@ -46,6 +53,44 @@ pub(crate) struct Model {
     pub(crate) record: ModelRecord,
     /// `None` while no version is both default and active.
     pub(crate) route: Option<Route>,
+    pub(crate) live: Arc<ModelLive>,
+}
+
+/// What is learnt of a model, kept across snapshots.
+#[derive(Debug)]
+pub(crate) struct ModelLive {
+    /// Bytes of a request's body for each token of its prompt, in thousandths: a running mean.
+    milli_bytes_per_token: AtomicU32,
+}
+
+/// Until more is known: a token has about four bytes of English; code and other scripts have more tokens, the JSON
+/// around them fewer.
+const FIRST_GUESS: u32 = 4_000;
+
+impl Default for ModelLive {
+    fn default() -> Self {
+        Self { milli_bytes_per_token: AtomicU32::new(FIRST_GUESS) }
+    }
+}
+
+impl ModelLive {
+    /// Tokens that a body's prompt is likely to have.
+    pub(crate) fn prompt_tokens(&self, body_bytes: u64) -> u64 {
+        let rate = u64::from(self.milli_bytes_per_token.load(Ordering::Relaxed));
+        (body_bytes.saturating_mul(1_000)).div_ceil(rate.max(1))
+    }
+
+    /// Takes in what a body's prompt was counted as.
+    pub(crate) fn learn(&self, body_bytes: u64, prompt_tokens: u32) {
+        if prompt_tokens == 0 {
+            return;
+        }
+        let seen = (body_bytes.saturating_mul(1_000) / u64::from(prompt_tokens)).clamp(500, 32_000);
+        let mean = u64::from(self.milli_bytes_per_token.load(Ordering::Relaxed));
+        let next = (mean * 15 + seen) / 16;
+        // A lost update among several at once only slows the mean down.
+        self.milli_bytes_per_token.store(u32::try_from(next).unwrap_or(FIRST_GUESS), Ordering::Relaxed);
+    }
 }
 
 /// Where a model's requests go.
@@ -152,30 +197,41 @@ impl Snapshot {
             .models
             .values()
             .filter(|record| record.active)
-            .map(|record| (record.id.clone(), Arc::new(compile_model(record, routing, &nodes))))
+            .map(|record| {
+                let before = previous.models.get(&record.id);
+                (record.id.clone(), Arc::new(compile_model(record, routing, &nodes, before)))
+            })
             .collect();
         let listing =
             routing.models.keys().filter_map(|id| models.get(id)).filter(|m| m.route.is_some()).cloned().collect();
+        let orgs: HashMap<_, _> = routing
+            .orgs
+            .values()
+            .map(|record| (record.id, Arc::new(compile_org(record, previous.orgs.get(&record.id)))))
+            .collect();
         let keys = routing
             .keys
             .values()
-            .map(|record| (record.digest, Arc::new(compile_key(record, previous.keys.get(&record.digest)))))
+            .filter_map(|record| {
+                let org = Arc::clone(orgs.get(&record.organization)?);
+                let before = previous.keys.get(&record.digest);
+                Some((record.digest, Arc::new(compile_key(record, org, before))))
+            })
             .collect();
-        (Self { version: routing.version, keys, models, nodes, listing }, unreachable)
+        (Self { version: routing.version, orgs, keys, models, nodes, listing }, unreachable)
     }
 }
 
-fn compile_key(record: &KeyRecord, previous: Option<&Arc<Key>>) -> Key {
-    let bucket = |limit: Option<u32>, before: Option<&Arc<Bucket>>| {
-        let limit = limit?;
-        let kept = before.filter(|bucket| bucket.per_minute() == limit);
-        Some(kept.map_or_else(|| Arc::new(Bucket::new(limit)), Arc::clone))
-    };
-    Key {
-        record: record.clone(),
-        requests: bucket(record.limits.requests_per_minute, previous.and_then(|key| key.requests.as_ref())),
-        tokens: bucket(record.limits.tokens_per_minute, previous.and_then(|key| key.tokens.as_ref())),
-    }
+fn compile_org(record: &OrgRecord, previous: Option<&Arc<Org>>) -> Org {
+    let (owner, before) = (Owner::Organization(record.id), previous.map(|org| &org.limits));
+    let limits = Limits::compile(owner, record.limits, &record.model_limits, before);
+    Org { limits: limits.with_budget(owner, record.budget.as_ref(), before) }
+}
+
+fn compile_key(record: &KeyRecord, org: Arc<Org>, previous: Option<&Arc<Key>>) -> Key {
+    let owner = Owner::Key(record.id);
+    let limits = Limits::compile(owner, record.limits, &record.model_limits, previous.map(|key| &key.limits));
+    Key { record: record.clone(), limits, org }
 }
 
 fn compile_node(
@@ -207,7 +263,12 @@ fn compile_node(
     })
 }
 
-fn compile_model(record: &ModelRecord, routing: &Routing, nodes: &HashMap<String, Arc<Node>>) -> Model {
+fn compile_model(
+    record: &ModelRecord,
+    routing: &Routing,
+    nodes: &HashMap<String, Arc<Node>>,
+    previous: Option<&Arc<Model>>,
+) -> Model {
     let version = record.versions.iter().find(|version| version.is_default && version.active);
     let route = version.map(|version| Route {
         version: version.version.as_str().into(),
@@ -218,7 +279,7 @@ fn compile_model(record: &ModelRecord, routing: &Routing, nodes: &HashMap<String
             .filter_map(|node| nodes.get(&node.name).cloned())
             .collect(),
     });
-    Model { record: record.clone(), route }
+    Model { record: record.clone(), route, live: previous.map(|model| Arc::clone(&model.live)).unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -309,12 +370,15 @@ mod tests {
         let mut routing = fixtures::routing();
         let (first, _) = Snapshot::compile(&routing, &Snapshot::default(), &fixtures::loopback);
         let digest = KeyDigest::of(fixtures::KEY);
-        first.key(&digest).unwrap().requests.as_ref().unwrap().take(2, 0).unwrap();
         first.nodes["a"].live.add_outstanding(70);
+        first.model("m").unwrap().live.learn(32_000, 1_000);
 
         routing.version = 2;
         let (second, _) = Snapshot::compile(&routing, &first, &fixtures::loopback);
-        assert_eq!(second.key(&digest).unwrap().requests.as_ref().unwrap().remaining(0), 0);
+        let share =
+            |snapshot: &Snapshot| Arc::as_ptr(snapshot.key(&digest).unwrap().limits.own.requests.as_ref().unwrap());
+        assert_eq!(share(&first), share(&second));
+        assert!(second.model("m").unwrap().live.prompt_tokens(4_000) < 1_000);
         assert_eq!(second.nodes["a"].live.outstanding(), 70);
     }
 

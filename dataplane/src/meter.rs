@@ -1,6 +1,7 @@
 //! The one outcome of a request: what it used, how it ended, what it costs.
 
 use crate::edge::Edge;
+use crate::limit::micros;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request};
 use http::header::USER_AGENT;
@@ -34,11 +35,12 @@ pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, erro
     };
     let now = Instant::now();
     let tokens = metered.dispatch.as_ref().map_or_else(Tokens::default, tokens);
-    if let Some(reservation) = metered.reservation.take() {
-        reservation.settle(u64::from(tokens.prompt) + u64::from(tokens.completion), edge.now_ns());
+    if let (Some(model), false) = (&metered.model, tokens.estimated) {
+        model.live.learn(metered.request_bytes, tokens.prompt);
     }
     let end = end(request, metered.dispatch.as_ref(), error);
     let event = event(edge, session, request, &metered, tokens, end, now);
+    std::mem::take(&mut metered.charges).settle(event.total_tokens(), micros(event.cost.pico));
     if matches!(event.status, RequestStatus::Error | RequestStatus::Timeout) && event.http_status >= 500 {
         tracing::warn!(
             request_id = request.request_id,

@@ -50,6 +50,12 @@ pub(crate) struct Metrics {
     /// Pushes applied and refused.
     pub(crate) pushes_applied: Counter,
     pub(crate) pushes_refused: Counter,
+    /// Asks for units sent to the region's buckets, those that took long, and requests refused for want of a word.
+    pub(crate) limiter_asks: Counter,
+    pub(crate) limiter_slow: Counter,
+    pub(crate) limiter_untold: Counter,
+    /// 1 while Redis cannot be reached and limits are divided by the number of edges.
+    pub(crate) limiter_alone: Gauge,
     /// 1 while the link to the control plane stands.
     pub(crate) linked: Gauge,
     /// Journal positions: durable on disk, and stored by the control plane.
@@ -80,6 +86,10 @@ impl Metrics {
             nodes_ready: Gauge::default(),
             pushes_applied: Counter::default(),
             pushes_refused: Counter::default(),
+            limiter_asks: Counter::default(),
+            limiter_slow: Counter::default(),
+            limiter_untold: Counter::default(),
+            limiter_alone: Gauge::default(),
             linked: Gauge::default(),
             journal_durable: Gauge::default(),
             journal_shipped: Gauge::default(),
@@ -104,6 +114,10 @@ impl Metrics {
         r.register("nodes_ready", "Nodes that take requests", self.nodes_ready.clone());
         r.register("pushes_applied", "Routing versions taken", self.pushes_applied.clone());
         r.register("pushes_refused", "Routing versions refused", self.pushes_refused.clone());
+        r.register("limiter_asks", "Asks sent to the buckets of the region's limits", self.limiter_asks.clone());
+        r.register("limiter_slow_asks", "Those without an answer in time", self.limiter_slow.clone());
+        r.register("limiter_untold", "Requests refused since no bucket answered", self.limiter_untold.clone());
+        r.register("limiter_alone", "1 while limits are divided by the edges", self.limiter_alone.clone());
         r.register("control_link_up", "1 while linked to the control plane", self.linked.clone());
         r.register("journal_durable_events", "Usage events synced to disk, ever", self.journal_durable.clone());
         r.register("journal_shipped_events", "Usage events stored by the control plane", self.journal_shipped.clone());

@@ -118,8 +118,9 @@ impl ProxyHttp for Proxy {
         }
         head.insert_header(headers::REQUEST_ID, &request.request_id)?;
         let Some(metered) = &mut request.metered else { return Ok(()) };
-        for (name, units) in limit::headers(&metered.key, self.edge.now_ns()) {
-            head.insert_header(name, units)?;
+        let model = metered.model.as_ref().map(|model| model.record.id.as_str());
+        for (name, value) in limit::headers(model, &metered.key.limits, &metered.key.org.limits, self.edge.now_ns()) {
+            head.insert_header(name, value)?;
         }
         let wants_usage = metered.ask.as_ref().is_some_and(|ask| ask.include_usage);
         let Some(dispatch) = &mut metered.dispatch else { return Ok(()) };
@@ -234,7 +235,7 @@ impl Proxy {
         let route = model.route.as_ref().ok_or_else(out_of_nodes)?;
         let now = self.edge.now_ns();
         if !dispatch.tried.is_empty() {
-            if dispatch.tried.len() >= MAX_TRIES || self.edge.retry_budget.take(1, now).is_err() {
+            if dispatch.tried.len() >= MAX_TRIES || self.edge.retry_budget.take(1, 1, now).is_err() {
                 return Err(out_of_nodes());
             }
             self.edge.metrics.retries.inc();

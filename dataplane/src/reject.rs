@@ -1,5 +1,6 @@
 //! Every way the edge says no, and what the client reads: OpenAI's error shape, status and code, in one place.
 
+use crate::limit::{Kind, Refused};
 use http::StatusCode;
 use std::borrow::Cow;
 use turnpike_config::RequestStatus;
@@ -22,8 +23,7 @@ pub(crate) enum Reject {
     InvalidJson { reason: String },
     InvalidParameter { name: &'static str, reason: String },
     MissingParameter { name: &'static str },
-    OverLimit { limit: LimitKind, allowed: u32, key: String, retry_after_ms: u64 },
-    LargerThanLimit { allowed: u32, wanted: u64 },
+    Limit(Refused),
     NoVersion { model: String },
     NoNode { model: String },
     NodeFailed,
@@ -33,26 +33,13 @@ pub(crate) enum Reject {
     Internal,
 }
 
-/// Which limit was hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LimitKind {
-    Requests,
-    Tokens,
-}
-
-impl LimitKind {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Requests => "requests",
-            Self::Tokens => "tokens",
-        }
-    }
-
-    const fn unit(self) -> &'static str {
-        match self {
-            Self::Requests => "requests per min (RPM)",
-            Self::Tokens => "tokens per min (TPM)",
-        }
+/// What OpenAI calls a limit: the error's `type`, and its name in the message.
+const fn limit_names(kind: Kind) -> (&'static str, &'static str) {
+    match kind {
+        Kind::Requests => ("requests", "requests per min (RPM)"),
+        Kind::Tokens => ("tokens", "tokens per min (TPM)"),
+        Kind::Concurrent => ("requests", "concurrent requests"),
+        Kind::Spend => ("insufficient_quota", "monthly budget"),
     }
 }
 
@@ -101,7 +88,7 @@ impl Reject {
     /// How the usage event records it.
     pub(crate) const fn request_status(&self) -> RequestStatus {
         match self {
-            Self::OverLimit { .. } | Self::LargerThanLimit { .. } => RequestStatus::RateLimited,
+            Self::Limit(_) => RequestStatus::RateLimited,
             Self::NodeTimeout | Self::BodyTooSlow => RequestStatus::Timeout,
             _ => RequestStatus::Error,
         }
@@ -115,7 +102,7 @@ impl Reject {
             Self::MissingPermission { .. } | Self::ModelNotAllowed { .. } | Self::UnknownModel { .. } => {
                 self.permission_answer()
             }
-            Self::OverLimit { .. } | Self::LargerThanLimit { .. } => self.limit_answer(),
+            Self::Limit(refused) => limit_answer(refused),
             Self::NoVersion { .. }
             | Self::NoNode { .. }
             | Self::NodeFailed
@@ -218,32 +205,6 @@ impl Reject {
         }
     }
 
-    fn limit_answer(&self) -> Answer {
-        match self {
-            Self::OverLimit { limit, allowed, key, retry_after_ms } => Answer::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                limit.name(),
-                "rate_limit_exceeded",
-                format!(
-                    "Rate limit reached for API key {key} on {}: Limit {allowed}. Please try again in {:.3}s.",
-                    limit.unit(),
-                    std::time::Duration::from_millis(*retry_after_ms).as_secs_f64()
-                ),
-            )
-            .retry_after(retry_after_ms.div_ceil(1000).max(1)),
-            Self::LargerThanLimit { allowed, wanted } => Answer::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "tokens",
-                "rate_limit_exceeded",
-                format!(
-                    "Request too large: it asks for up to {wanted} tokens and the limit is {allowed} tokens per min \
-                     (TPM). Shorten the prompt or lower max_tokens."
-                ),
-            ),
-            _ => Self::internal(),
-        }
-    }
-
     fn server_answer(&self) -> Answer {
         let unavailable =
             |code, message: String| Answer::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message).retry_after(1);
@@ -286,6 +247,44 @@ impl Reject {
     }
 }
 
+fn limit_answer(refused: &Refused) -> Answer {
+    match refused {
+        Refused::Over { kind: Kind::Spend, subject, .. } => Answer::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            limit_names(Kind::Spend).0,
+            "insufficient_quota",
+            format!(
+                "You exceeded your current quota: the monthly budget of {subject} does not cover this request. \
+                     Please check your plan and billing details."
+            ),
+        ),
+        Refused::Over { kind, subject, allowed, retry_after_ms } => {
+            let (name, unit) = limit_names(*kind);
+            let seconds = std::time::Duration::from_millis(*retry_after_ms).as_secs_f64();
+            let message = format!(
+                "Rate limit reached for {subject} on {unit}: Limit {allowed}. Please try again in {seconds:.3}s."
+            );
+            Answer::new(StatusCode::TOO_MANY_REQUESTS, name, "rate_limit_exceeded", message)
+                .retry_after(retry_after_ms.div_ceil(1000).max(1))
+        }
+        Refused::TooLarge { subject, allowed, wanted } => Answer::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "tokens",
+            "rate_limit_exceeded",
+            format!(
+                "Request too large for {subject}: it asks for up to {wanted} tokens and the limit is {allowed} \
+                     tokens per min (TPM). Shorten the prompt or lower max_tokens."
+            ),
+        ),
+    }
+}
+
+impl From<Refused> for Reject {
+    fn from(refused: Refused) -> Self {
+        Self::Limit(refused)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,12 +302,17 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_says_which_and_when() {
+    fn a_limit_says_which_whose_and_when() {
         let reject =
-            Reject::OverLimit { limit: LimitKind::Requests, allowed: 3, key: "sk-tp-abc".into(), retry_after_ms: 1200 };
-        let answer = reject.answer();
+            |kind| Reject::from(Refused::Over { kind, subject: "API key 7".into(), allowed: 3, retry_after_ms: 1200 });
+        let answer = reject(Kind::Requests).answer();
         assert_eq!((answer.status.as_u16(), answer.retry_after_s), (429, Some(2)));
         let body = String::from_utf8(answer.body()).unwrap();
-        assert!(body.contains("rate_limit_exceeded") && body.contains("Limit 3") && body.contains("1.200s"), "{body}");
+        for part in ["rate_limit_exceeded", "Limit 3", "1.200s", "API key 7", "RPM"] {
+            assert!(body.contains(part), "{part} is not in {body}");
+        }
+        // Waiting does not help against an empty account, so no time is named.
+        let answer = reject(Kind::Spend).answer();
+        assert_eq!((answer.code, answer.retry_after_s), ("insufficient_quota", None));
     }
 }

@@ -5,7 +5,7 @@ use crate::body_swap::Swapped;
 use crate::edge::Edge;
 use crate::ingress::Ask;
 use crate::journal::Permit;
-use crate::limit::Reservation;
+use crate::limit::Charges;
 use crate::live::{Key, Model, Snapshot};
 use crate::reject::Reject;
 use crate::tap::Tap;
@@ -38,7 +38,7 @@ pub(crate) struct Metered {
     pub(crate) request_bytes: u64,
     pub(crate) ask: Option<Ask>,
     pub(crate) model: Option<Arc<Model>>,
-    pub(crate) reservation: Option<Reservation>,
+    pub(crate) charges: Charges,
     pub(crate) dispatch: Option<Dispatch>,
 }
 

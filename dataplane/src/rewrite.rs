@@ -5,34 +5,49 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use pingora::http::RequestHeader;
 use serde_json::{Map, Value};
+use std::ops::Range;
 use turnpike_config::headers;
 
 const INCLUDE_USAGE: &[u8] = br#""stream_options":{"include_usage":true},"#;
 
-/// Makes a streaming engine report its usage, which only some clients ask for. Other bodies pass as they are.
-pub(crate) fn body(ask: &Ask, body: &Bytes) -> Bytes {
-    if !ask.stream || ask.include_usage {
-        return body.clone();
+/// Makes a streaming engine report its usage, which only some clients ask for, and holds an answer whose length the client
+/// left open to `longest` tokens, over all choices. Other bodies pass as they are.
+pub(crate) fn body(ask: &Ask, body: &Bytes, longest: Option<u64>) -> Bytes {
+    let mut edits: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
+    // Peeking found a model inside an object, so a field follows the first brace.
+    let after_brace = body.iter().position(|byte| *byte == b'{').map_or(0, |brace| brace + 1);
+    if let (Some(longest), None) = (longest, ask.max_tokens) {
+        let each = (longest / ask.choices).max(1);
+        edits.push(match &ask.null_max_tokens {
+            Some(range) => (range.clone(), each.to_string().into_bytes()),
+            None => (after_brace..after_brace, format!("\"max_tokens\":{each},").into_bytes()),
+        });
     }
-    match &ask.stream_options {
-        Some(range) => {
-            let mut options: Map<String, Value> = serde_json::from_slice(&body[range.clone()]).unwrap_or_default();
-            options.insert("include_usage".to_owned(), Value::Bool(true));
-            splice(body, range.start, range.end, Value::Object(options).to_string().as_bytes())
-        }
-        None => {
-            // Peeking found a model inside an object, so a field follows the first brace.
-            let after_brace = body.iter().position(|byte| *byte == b'{').map_or(0, |brace| brace + 1);
-            splice(body, after_brace, after_brace, INCLUDE_USAGE)
-        }
+    if ask.stream && !ask.include_usage {
+        edits.push(match &ask.stream_options {
+            Some(range) => {
+                let mut options: Map<String, Value> = serde_json::from_slice(&body[range.clone()]).unwrap_or_default();
+                options.insert("include_usage".to_owned(), Value::Bool(true));
+                (range.clone(), Value::Object(options).to_string().into_bytes())
+            }
+            None => (after_brace..after_brace, INCLUDE_USAGE.to_vec()),
+        });
     }
+    if edits.is_empty() { body.clone() } else { splice(body, edits) }
 }
 
-fn splice(body: &Bytes, start: usize, end: usize, with: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(body.len() - (end - start) + with.len());
-    out.extend_from_slice(&body[..start]);
-    out.extend_from_slice(with);
-    out.extend_from_slice(&body[end..]);
+/// Replaces parts of a body.
+fn splice(body: &Bytes, mut edits: Vec<(Range<usize>, Vec<u8>)>) -> Bytes {
+    edits.sort_by_key(|(range, _)| range.start);
+    let added: usize = edits.iter().map(|(_, with)| with.len()).sum();
+    let mut out = BytesMut::with_capacity(body.len() + added);
+    let mut at = 0;
+    for (range, with) in edits {
+        out.extend_from_slice(&body[at..range.start]);
+        out.extend_from_slice(&with);
+        at = range.end;
+    }
+    out.extend_from_slice(&body[at..]);
     out.freeze()
 }
 
@@ -70,7 +85,7 @@ mod tests {
 
     fn sent(text: &str) -> String {
         let bytes = Bytes::copy_from_slice(text.as_bytes());
-        String::from_utf8(body(&peek(&bytes).unwrap(), &bytes).to_vec()).unwrap()
+        String::from_utf8(body(&peek(&bytes).unwrap(), &bytes, None).to_vec()).unwrap()
     }
 
     #[test]
@@ -94,6 +109,26 @@ mod tests {
         ] {
             assert_eq!(sent(from), to);
             assert!(peek(to.as_bytes()).unwrap().include_usage);
+        }
+    }
+
+    #[test]
+    fn an_answer_of_open_length_is_held_to_what_is_reserved() {
+        let held = |text: &str| {
+            let bytes = Bytes::copy_from_slice(text.as_bytes());
+            String::from_utf8(body(&peek(&bytes).unwrap(), &bytes, Some(90)).to_vec()).unwrap()
+        };
+        for (from, to) in [
+            (r#"{"model":"m"}"#, r#"{"max_tokens":90,"model":"m"}"#),
+            (r#"{"model":"m","n":3}"#, r#"{"max_tokens":30,"model":"m","n":3}"#),
+            (r#"{"model":"m","max_tokens":null}"#, r#"{"model":"m","max_tokens":90}"#),
+            (r#"{"model":"m","max_tokens":5}"#, r#"{"model":"m","max_tokens":5}"#),
+            (
+                r#"{"model":"m","max_completion_tokens":null,"stream":true}"#,
+                r#"{"stream_options":{"include_usage":true},"model":"m","max_completion_tokens":90,"stream":true}"#,
+            ),
+        ] {
+            assert_eq!(held(from), to);
         }
     }
 }

@@ -27,6 +27,11 @@ pub struct Settings {
     pub limits: Limits,
     /// How long running requests may go on after a stop was asked for.
     pub drain_timeout: Duration,
+    /// What the edges of a region share: limits and cached answers. `None`: this edge is the only one, and keeps them
+    /// itself.
+    pub redis: Option<RedisSettings>,
+    /// Most bytes of cached answers in memory.
+    pub cache_max_bytes: u64,
     /// Most bytes of journal kept on disk while the control plane does not take them; beyond, requests are refused.
     pub journal_max_bytes: u64,
 }
@@ -44,6 +49,31 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// Longest silence of a node, before and inside an answer.
     pub node_timeout: Duration,
+}
+
+/// Where the region's Redis is, and how much patience it gets.
+#[derive(Clone)]
+pub struct RedisSettings {
+    /// `redis://` or `rediss://` URLs, with user and password if need be; several for a cluster.
+    pub urls: Vec<String>,
+    /// The URLs are nodes of a cluster (they are if there are several).
+    pub cluster: bool,
+    /// Certificate of the authority that signed the servers', PEM; `None` is the system's authorities.
+    pub ca: Option<PathBuf>,
+    /// An answer that takes longer counts as slow; three in a row and the edge goes on alone.
+    pub slow: Duration,
+    /// Edges of the region at least: what an edge divides the limits by when it is alone.
+    pub edges: u32,
+}
+
+impl std::fmt::Debug for RedisSettings {
+    /// Without the URLs, which may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisSettings")
+            .field("cluster", &self.cluster)
+            .field("slow", &self.slow)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Settings {
@@ -69,6 +99,8 @@ impl Settings {
             node_timeout: fields.or("limits.node_timeout", Duration::from_secs(300)),
         };
         let drain_timeout = fields.or("drain.timeout", Duration::from_secs(30));
+        let redis = redis(&mut fields);
+        let cache_max_bytes = fields.or("cache.max_bytes", 256 << 20);
         let journal_max_bytes = fields.or("journal.max_bytes", 4 << 30);
         let settings = (|| {
             Some(Self {
@@ -81,6 +113,8 @@ impl Settings {
                 tls: tls?,
                 limits,
                 drain_timeout,
+                redis,
+                cache_max_bytes,
                 journal_max_bytes,
             })
         })();
@@ -102,6 +136,23 @@ fn client_tls(fields: &mut Fields<'_>) -> Option<(PathBuf, PathBuf)> {
             None
         }
     }
+}
+
+fn redis(fields: &mut Fields<'_>) -> Option<RedisSettings> {
+    let urls: Option<Vec<String>> = fields.optional("redis.url");
+    let settings = RedisSettings {
+        urls: urls.clone().unwrap_or_default(),
+        cluster: fields.or("redis.cluster", false),
+        ca: fields.optional("redis.ca"),
+        slow: fields.or("redis.slow", Duration::from_millis(5)),
+        edges: fields.or("redis.edges", 1),
+    };
+    let known = |url: &String| url.starts_with("redis://") || url.starts_with("rediss://");
+    if urls.is_some_and(|urls| urls.is_empty() || !urls.iter().all(known)) {
+        // The value is not repeated: it may hold a password.
+        fields.mistake("redis.url", "expected redis://host:port or rediss://host:port, several of a cluster as a list");
+    }
+    (!settings.urls.is_empty()).then_some(settings)
 }
 
 fn positive(fields: &mut Fields<'_>, path: &str, default: u64) -> usize {
@@ -135,6 +186,18 @@ mod tests {
         let settings = Settings::load("edge.toml", MINIMAL, &|_| None).unwrap();
         assert_eq!(settings.limits.max_body_bytes, 64 << 20);
         assert_eq!(settings.region, "local");
+    }
+
+    #[test]
+    fn redis_is_one_url_or_several_and_its_password_is_never_shown() {
+        let load = |redis: &str| Settings::load("edge.toml", &format!("{MINIMAL}\n[redis]\n{redis}"), &|_| None);
+        let one = load("url = \"redis://:hush@h:1\"").unwrap();
+        assert_eq!(one.redis.as_ref().unwrap().urls.len(), 1);
+        assert!(!format!("{one:?}").contains("hush"));
+        let three = load("url = [\"redis://a:1\", \"redis://b:1\", \"redis://c:1\"]").unwrap();
+        assert_eq!(three.redis.unwrap().urls.len(), 3);
+        let error = load("url = \"http://:hush@h:1\"").unwrap_err().to_string();
+        assert!(error.contains("redis.url") && !error.contains("hush"), "{error}");
     }
 
     #[test]

@@ -10,3 +10,4 @@ pub mod account;
 pub mod cache;
 pub mod postgres;
 pub mod process;
+pub mod redis;

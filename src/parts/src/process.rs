@@ -1,7 +1,7 @@
 //! Child processes that never outlive us, whatever ends us.
 
 use crate::account::Account;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, kill_process, test_kill_process};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+pub use rustix::process::Signal;
+
 /// A shell that starts the server and waits for it, while its background half waits for the end of standard input: we
 /// hold the other end, so the kernel closes it however we end, SIGKILL included. (PR_SET_PDEATHSIG would not do: it
-/// fires when the spawning *thread* ends.) Arguments: signal, directory to remove afterwards or nothing, command.
+/// fires when the spawning *thread* ends.) It is deaf to SIGHUP, which the kernel sends to the whole group when we end
+/// while the server is halted by SIGSTOP. Arguments: signal, directory to remove afterwards or nothing, command.
 const GUARD: &str = r#"
 signal=$1 trash=$2
 shift 2
@@ -20,6 +23,7 @@ exec 3<&0
 server=$!
 echo "$server"
 exec >&2
+trap '' HUP
 ( while read -r _; do :; done; kill -s "$signal" "$server" ) <&3 &
 reader=$!
 exec 3<&-
@@ -101,7 +105,17 @@ impl GuardedProcess {
         false
     }
 
-    fn ended_within(&mut self, patience: Duration) -> bool {
+    /// Sends the server a signal; an error if it has ended.
+    pub fn signal(&mut self, signal: Signal) -> std::io::Result<()> {
+        match (self.guard.try_wait()?, self.server) {
+            // The guard has not reaped it yet, so the id is still the server's.
+            (None, Some(server)) => Ok(kill_process(server, signal)?),
+            _ => Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the process has ended")),
+        }
+    }
+
+    /// Waits until it has ended, but no longer than `patience`; says whether it has.
+    pub fn ended_within(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         wait_until(deadline, || !matches!(self.guard.try_wait(), Ok(None)))
     }

@@ -2,3 +2,4 @@
 #![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
 mod postgres;
+mod redis;

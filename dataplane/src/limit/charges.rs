@@ -1,0 +1,299 @@
+//! What a request has taken from its limits: all it needs, or nothing.
+
+use super::limiter::{Denied, Limiter};
+use super::share::{Kind, Take, Taken};
+use super::subject::{Limit, Limits, Rates};
+use futures::future::join_all;
+use std::sync::Arc;
+
+/// Charges of one request, to be settled once. Dropped unsettled, they give back what was taken.
+#[derive(Default)]
+pub(crate) struct Charges {
+    limiter: Option<Arc<Limiter>>,
+    taken: Vec<(Arc<Limit>, Taken)>,
+}
+
+/// What a request takes from the limits within a model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    /// Tokens needed at the least: the prompt, and the answer if its length was asked for.
+    pub(crate) least_tokens: u64,
+    /// Tokens that the answer may come to, with the prompt.
+    pub(crate) tokens: u64,
+    /// Millionths of a dollar that those may cost.
+    pub(crate) spend: u64,
+}
+
+/// Why a limit does not let a request pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Not now. `subject` says whose limit it is; `allowed` is per minute, at once, or in micro-dollars per month.
+    Over { kind: Kind, subject: String, allowed: u64, retry_after_ms: u64 },
+    /// Never: it needs more tokens than the limit lets pass in one minute.
+    TooLarge { subject: String, allowed: u64, wanted: u64 },
+}
+
+impl Charges {
+    /// Takes what does not depend on the model: a request, and a place among those that run.
+    pub(crate) async fn admit(limiter: &Arc<Limiter>, key: &Limits, organization: &Limits) -> Result<Self, Refused> {
+        let mut charges = Self { limiter: Some(Arc::clone(limiter)), taken: Vec::new() };
+        let wants = [&key.own, &organization.own].into_iter().flat_map(once_per_request).collect();
+        charges.take_all(wants).await?;
+        Ok(charges)
+    }
+
+    /// Takes what depends on the model; returns the tokens that were reserved where they are limited.
+    ///
+    /// An answer without a stated length reserves no more than the whole limit, instead of being refused for what it may
+    /// not even use.
+    pub(crate) async fn reserve(
+        &mut self,
+        model: &str,
+        key: &Limits,
+        organization: &Limits,
+        need: Need,
+    ) -> Result<Option<u64>, Refused> {
+        let within = [key.within(model), organization.within(model)];
+        let mut wants: Vec<_> = within.into_iter().flatten().flat_map(once_per_request).collect();
+        let all = [Some(&key.own), Some(&organization.own), within[0], within[1]];
+        let limits: Vec<_> = all.into_iter().flatten().filter_map(|rates| rates.tokens.as_ref()).collect();
+        let smallest = limits.iter().map(|limit| limit.share.most_at_once()).min();
+        let tokens = smallest.map(|allowed| need.tokens.min(allowed));
+        if let Some(limit) = limits.iter().find(|limit| limit.share.most_at_once() < need.least_tokens) {
+            let allowed = limit.share.limit();
+            return Err(Refused::TooLarge { subject: subject(limit), allowed, wanted: need.least_tokens });
+        }
+        wants.extend(tokens.into_iter().flat_map(|tokens| limits.iter().map(move |limit| (Arc::clone(limit), tokens))));
+        wants.extend(organization.budget.iter().map(|budget| (Arc::clone(budget), need.spend)));
+        self.take_all(wants).await?;
+        Ok(tokens)
+    }
+
+    /// Takes from every limit, or from none. What has to be asked for is asked for at the same time.
+    async fn take_all(&mut self, wants: Vec<(Arc<Limit>, u64)>) -> Result<(), Refused> {
+        let Some(limiter) = self.limiter.clone() else { return Ok(()) };
+        let before = self.taken.len();
+        let mut asked = Vec::new();
+        let mut refusal = None;
+        for (limit, units) in wants {
+            match limiter.try_take(&limit, units) {
+                Take::Taken(taken) => self.taken.push((limit, taken)),
+                Take::Denied { until_ns } => {
+                    refusal = Some((limit, limiter.denied(until_ns)));
+                    break;
+                }
+                Take::Ask => asked.push((limit, units)),
+            }
+        }
+        if refusal.is_none() && !asked.is_empty() {
+            let answers = asked.iter().map(|(limit, units)| limiter.wait(limit, *units));
+            let answers = join_all(answers).await;
+            for ((limit, _), answer) in asked.into_iter().zip(answers) {
+                match answer {
+                    Ok(taken) => self.taken.push((limit, taken)),
+                    Err(denied) => refusal = Some((limit, denied)),
+                }
+            }
+        }
+        let Some((limit, denied)) = refusal else { return Ok(()) };
+        for (limit, taken) in self.taken.drain(before..) {
+            limiter.settle(&limit, taken, 0);
+        }
+        Err(refuse(&limit, denied))
+    }
+
+    /// Corrects what was taken to what was used. `spend` is in millionths of a dollar.
+    pub(crate) fn settle(mut self, tokens: u64, spend: u64) {
+        let Some(limiter) = self.limiter.take() else { return };
+        for (limit, taken) in self.taken.drain(..) {
+            let used = match limit.share.kind() {
+                Kind::Requests => 1,
+                Kind::Tokens => tokens,
+                Kind::Concurrent => 0,
+                Kind::Spend => spend,
+            };
+            limiter.settle(&limit, taken, used);
+        }
+    }
+}
+
+impl Drop for Charges {
+    fn drop(&mut self) {
+        let Some(limiter) = self.limiter.take() else { return };
+        for (limit, taken) in self.taken.drain(..) {
+            limiter.settle(&limit, taken, 0);
+        }
+    }
+}
+
+fn once_per_request(rates: &Rates) -> impl Iterator<Item = (Arc<Limit>, u64)> {
+    [rates.requests.as_ref(), rates.concurrent.as_ref()].into_iter().flatten().map(|limit| (Arc::clone(limit), 1))
+}
+
+/// Whose limit it is, for the client.
+fn subject(limit: &Limit) -> String {
+    match &limit.model {
+        Some(model) => format!("{} and model {model}", limit.owner),
+        None => limit.owner.to_string(),
+    }
+}
+
+fn refuse(limit: &Limit, denied: Denied) -> Refused {
+    Refused::Over {
+        kind: limit.share.kind(),
+        subject: subject(limit),
+        allowed: limit.share.limit(),
+        retry_after_ms: denied.retry_after_ns.div_ceil(1_000_000),
+    }
+}
+
+/// The state of a limit, as answers tell it.
+struct State {
+    limit: u64,
+    remaining: u64,
+    reset_s: f64,
+}
+
+/// Limits as headers: OpenAI's `x-ratelimit-*`, and `RateLimit` with `RateLimit-Policy` as the IETF's draft has them. Of
+/// several limits of a kind it is the one with the least left that counts.
+pub(crate) fn headers(
+    model: Option<&str>,
+    key: &Limits,
+    organization: &Limits,
+    now_ns: u64,
+) -> Vec<(&'static str, String)> {
+    let within = |limits| model.and_then(|model| Limits::within(limits, model));
+    let rates: Vec<&Rates> =
+        [Some(&key.own), Some(&organization.own), within(key), within(organization)].into_iter().flatten().collect();
+    let least = |of: fn(&Rates) -> &Option<Arc<Limit>>| {
+        let limits = rates.iter().filter_map(|rates| of(rates).as_ref());
+        let states = limits.map(|limit| State {
+            limit: limit.share.limit(),
+            remaining: limit.share.remaining(now_ns),
+            reset_s: limit.share.full_in_s(now_ns),
+        });
+        states.min_by_key(|state| state.remaining)
+    };
+    let mut headers = Vec::new();
+    let (mut policies, mut lefts) = (Vec::new(), Vec::new());
+    for (name, state) in [("requests", least(|r| &r.requests)), ("tokens", least(|r| &r.tokens))] {
+        let Some(state) = state else { continue };
+        let named: [&'static str; 3] = if name == "requests" {
+            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]
+        } else {
+            ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]
+        };
+        let values = [state.limit.to_string(), state.remaining.to_string(), reset(state.reset_s)];
+        headers.extend(named.into_iter().zip(values));
+        policies.push(format!("\"{name}\";q={};w=60", state.limit));
+        lefts.push(format!("\"{name}\";r={};t={}", state.remaining, state.reset_s.ceil()));
+    }
+    if !policies.is_empty() {
+        headers.push(("ratelimit-policy", policies.join(", ")));
+        headers.push(("ratelimit", lefts.join(", ")));
+    }
+    headers
+}
+
+/// A duration as OpenAI writes it: `17ms`, `6.1s`, `1m2s`.
+fn reset(seconds: f64) -> String {
+    if seconds < 1.0 {
+        return format!("{:.0}ms", (seconds * 1_000.0).ceil());
+    }
+    if seconds < 60.0 {
+        return format!("{}s", (seconds * 10.0).ceil() / 10.0);
+    }
+    let whole = seconds.ceil();
+    format!("{}m{}s", (whole / 60.0).floor(), whole % 60.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::limit::Owner;
+    use crate::metrics::Metrics;
+    use turnpike_config::{KeyId, ModelLimits, OrgId, RateLimits};
+    use uuid::Uuid;
+
+    fn limiter() -> Arc<Limiter> {
+        Arc::new(Limiter::alone(Clock::start(), Arc::new(Metrics::new())))
+    }
+
+    fn key(own: RateLimits, within: RateLimits) -> Limits {
+        let models = ModelLimits::from([("m".to_owned(), within)]);
+        Limits::compile(Owner::Key(KeyId(Uuid::from_u128(1))), own, &models, None)
+    }
+
+    fn need(least_tokens: u64, tokens: u64) -> Need {
+        Need { least_tokens, tokens, spend: 0 }
+    }
+
+    const NONE: RateLimits =
+        RateLimits { requests_per_minute: None, tokens_per_minute: None, concurrent_requests: None };
+
+    #[tokio::test]
+    async fn requests_are_counted_and_unused_tokens_come_back() {
+        let (limiter, org) = (limiter(), Limits::default());
+        let key = key(RateLimits { requests_per_minute: Some(2), tokens_per_minute: Some(1000), ..NONE }, NONE);
+        let mut first = Charges::admit(&limiter, &key, &org).await.unwrap();
+        assert_eq!(first.reserve("m", &key, &org, need(10, 900)).await.unwrap(), Some(900));
+        let mut second = Charges::admit(&limiter, &key, &org).await.unwrap();
+        let denied = second.reserve("m", &key, &org, need(10, 900)).await.unwrap_err();
+        assert!(matches!(denied, Refused::Over { kind: Kind::Tokens, allowed: 1000, .. }), "{denied:?}");
+        // It came to nothing, so its request does not count.
+        drop(second);
+        first.settle(50, 0);
+        let mut third = Charges::admit(&limiter, &key, &org).await.unwrap();
+        assert!(third.reserve("m", &key, &org, need(10, 900)).await.is_ok());
+        third.settle(50, 0);
+        let denied = Charges::admit(&limiter, &key, &org).await.err().unwrap();
+        assert!(matches!(denied, Refused::Over { kind: Kind::Requests, allowed: 2, .. }), "{denied:?}");
+    }
+
+    #[tokio::test]
+    async fn an_open_ended_answer_fits_a_small_limit_but_a_huge_prompt_does_not() {
+        let (limiter, org) = (limiter(), Limits::default());
+        let key = key(RateLimits { tokens_per_minute: Some(1000), ..NONE }, NONE);
+        let mut charges = Charges::admit(&limiter, &key, &org).await.unwrap();
+        assert_eq!(charges.reserve("m", &key, &org, need(10, 100_000)).await, Ok(Some(983)));
+        let mut charges = Charges::admit(&limiter, &key, &org).await.unwrap();
+        let denied = charges.reserve("m", &key, &org, need(2_000, 2_000)).await.unwrap_err();
+        assert!(matches!(denied, Refused::TooLarge { allowed: 1000, wanted: 2_000, .. }), "{denied:?}");
+    }
+
+    #[tokio::test]
+    async fn all_limits_hold_beside_each_other_and_the_refusal_says_which() {
+        let limiter = limiter();
+        let limits = RateLimits { concurrent_requests: Some(1), ..NONE };
+        let key = key(RateLimits { requests_per_minute: Some(100), ..NONE }, limits);
+        let owner = Owner::Organization(OrgId(Uuid::from_u128(2)));
+        let org =
+            Limits::compile(owner, RateLimits { requests_per_minute: Some(3), ..NONE }, &ModelLimits::new(), None);
+        let mut running = Charges::admit(&limiter, &key, &org).await.unwrap();
+        running.reserve("m", &key, &org, need(1, 1)).await.unwrap();
+        let mut other = Charges::admit(&limiter, &key, &org).await.unwrap();
+        match other.reserve("m", &key, &org, need(1, 1)).await.unwrap_err() {
+            Refused::Over { kind: Kind::Concurrent, allowed: 1, subject, .. } => {
+                assert!(subject.ends_with("and model m"), "{subject}");
+            }
+            other => panic!("{other:?}"),
+        }
+        // Another model is another limit, and so is this one once the first request has ended.
+        other.reserve("n", &key, &org, need(1, 1)).await.unwrap();
+        running.settle(1, 0);
+        let mut third = Charges::admit(&limiter, &key, &org).await.unwrap();
+        third.reserve("m", &key, &org, need(1, 1)).await.unwrap();
+        match Charges::admit(&limiter, &key, &org).await.err().unwrap() {
+            Refused::Over { kind: Kind::Requests, allowed: 3, subject, .. } => {
+                assert!(subject.starts_with("organization"), "{subject}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_openai_does() {
+        assert_eq!([0.0, 0.0171, 6.04, 60.0, 61.2].map(reset), ["0ms", "18ms", "6.1s", "1m0s", "1m2s"]);
+    }
+}

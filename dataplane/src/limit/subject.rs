@@ -1,0 +1,237 @@
+//! What is limited: keys, organizations, and models within them, each with its shares.
+
+use super::ask::Floor;
+use super::servers::slot_of;
+use super::share::{Kind, Share};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use tokio::sync::Notify;
+use turnpike_config::{Budget, KeyId, ModelLimits, OrgId, RateLimits};
+
+/// Whose limit it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Key(KeyId),
+    Organization(OrgId),
+}
+
+impl Owner {
+    /// The hash tag of all its buckets, so that a cluster keeps them together.
+    fn tag(self) -> String {
+        match self {
+            Self::Key(id) => id.to_string(),
+            Self::Organization(id) => format!("org:{id}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Key(id) => write!(f, "API key {id}"),
+            Self::Organization(id) => write!(f, "organization {id}"),
+        }
+    }
+}
+
+/// One limit of one subject.
+#[derive(Debug)]
+pub(crate) struct Limit {
+    pub(crate) owner: Owner,
+    /// The model within which it holds; `None` is all of them.
+    pub(crate) model: Option<String>,
+    pub(crate) share: Share,
+    /// Its bucket in Redis.
+    pub(super) key: String,
+    pub(super) slot: u16,
+    /// Who holds what this share borrows: this edge, this process, this share.
+    pub(super) holder: String,
+    /// Units that requests wait for.
+    pub(super) waiting: AtomicU64,
+    /// An ask of this share was answered, or will not be.
+    pub(super) changed: Notify,
+    /// The limiter looks after it.
+    pub(super) active: AtomicBool,
+    floor_units: AtomicU64,
+    floor_complete_to: AtomicI64,
+}
+
+/// Tells the shares of this process from those of the one before it.
+static PROCESS: LazyLock<u32> = LazyLock::new(rand_u32);
+static SHARES: AtomicU64 = AtomicU64::new(0);
+
+fn rand_u32() -> u32 {
+    uuid::Uuid::new_v4().as_fields().0
+}
+
+impl Limit {
+    fn new(owner: Owner, model: Option<&str>, kind: Kind, units: u64, period: &str) -> Self {
+        let tag = owner.tag();
+        let name = match kind {
+            Kind::Requests => "rate_limit",
+            Kind::Tokens => "token_limit",
+            Kind::Concurrent => "concurrency",
+            Kind::Spend => "budget",
+        };
+        let within = model.map(|model| format!(":{model}")).unwrap_or_default();
+        Self {
+            owner,
+            model: model.map(str::to_owned),
+            share: Share::new(kind, units),
+            key: format!("{name}:{{{tag}}}:{period}{within}"),
+            slot: slot_of(&tag),
+            holder: format!("{:08x}.{:x}", *PROCESS, SHARES.fetch_add(1, Ordering::Relaxed)),
+            waiting: AtomicU64::new(0),
+            changed: Notify::new(),
+            active: AtomicBool::new(false),
+            floor_units: AtomicU64::new(0),
+            floor_complete_to: AtomicI64::new(0),
+        }
+    }
+
+    /// What is known to be used up from elsewhere.
+    pub(crate) fn floor(&self) -> Floor {
+        Floor {
+            units: f64::from_bits(self.floor_units.load(Ordering::Acquire)),
+            complete_to: self.floor_complete_to.load(Ordering::Acquire),
+        }
+    }
+
+    fn set_floor(&self, floor: Floor) {
+        self.floor_units.store(floor.units.to_bits(), Ordering::Release);
+        self.floor_complete_to.store(floor.complete_to, Ordering::Release);
+    }
+}
+
+/// Limits on how many, how much and how many at once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rates {
+    pub(crate) requests: Option<Arc<Limit>>,
+    pub(crate) tokens: Option<Arc<Limit>>,
+    pub(crate) concurrent: Option<Arc<Limit>>,
+}
+
+/// All limits of a subject.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Limits {
+    pub(crate) own: Rates,
+    within: HashMap<String, Rates>,
+    pub(crate) budget: Option<Arc<Limit>>,
+}
+
+impl Limits {
+    /// Indexes limits. Shares of limits that did not change are kept from `previous`, so that a push resets nothing.
+    pub(crate) fn compile(owner: Owner, own: RateLimits, models: &ModelLimits, previous: Option<&Self>) -> Self {
+        let within = models.iter().map(|(model, limits)| {
+            let before = previous.and_then(|previous| previous.within.get(model));
+            (model.clone(), Rates::compile(owner, Some(model), *limits, before))
+        });
+        Self {
+            own: Rates::compile(owner, None, own, previous.map(|previous| &previous.own)),
+            within: within.collect::<BTreeMap<_, _>>().into_iter().collect(),
+            budget: None,
+        }
+    }
+
+    /// With an organization's budget.
+    pub(crate) fn with_budget(mut self, owner: Owner, budget: Option<&Budget>, previous: Option<&Self>) -> Self {
+        self.budget = budget.map(|budget| {
+            let before = previous.and_then(|previous| previous.budget.as_ref());
+            let limit =
+                keep_or(before, owner, None, Kind::Spend, micros(budget.monthly.pico), &budget.month.to_string());
+            limit.set_floor(Floor {
+                #[expect(clippy::cast_precision_loss, reason = "millionths of dollars below 2^53")]
+                units: micros(budget.spent.pico) as f64,
+                complete_to: i64::try_from(budget.as_of_ms.saturating_mul(1_000)).unwrap_or(i64::MAX),
+            });
+            limit
+        });
+        self
+    }
+
+    /// Limits within a model.
+    pub(crate) fn within(&self, model: &str) -> Option<&Rates> {
+        self.within.get(model)
+    }
+}
+
+/// Whole millionths of a dollar from pico-dollars, upwards.
+pub(crate) fn micros(pico: i128) -> u64 {
+    u64::try_from(pico.max(0).unsigned_abs().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+const MINUTE: &str = "60s";
+
+impl Rates {
+    fn compile(owner: Owner, model: Option<&str>, limits: RateLimits, previous: Option<&Self>) -> Self {
+        let keep = |limit: Option<u32>, kind, period, before: Option<&Arc<Limit>>| {
+            limit.map(|units| keep_or(before, owner, model, kind, units.into(), period))
+        };
+        let before = |of: fn(&Self) -> &Option<Arc<Limit>>| previous.and_then(|previous| of(previous).as_ref());
+        Self {
+            requests: keep(limits.requests_per_minute, Kind::Requests, MINUTE, before(|p| &p.requests)),
+            tokens: keep(limits.tokens_per_minute, Kind::Tokens, MINUTE, before(|p| &p.tokens)),
+            concurrent: keep(limits.concurrent_requests, Kind::Concurrent, "now", before(|p| &p.concurrent)),
+        }
+    }
+}
+
+fn keep_or(
+    before: Option<&Arc<Limit>>,
+    owner: Owner,
+    model: Option<&str>,
+    kind: Kind,
+    units: u64,
+    period: &str,
+) -> Arc<Limit> {
+    let new = || Arc::new(Limit::new(owner, model, kind, units, period));
+    let same_period = |limit: &&Arc<Limit>| kind != Kind::Spend || limit.key.ends_with(period);
+    before.filter(|limit| limit.share.limit() == units).filter(same_period).map_or_else(new, Arc::clone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use turnpike_config::Usd;
+    use uuid::Uuid;
+
+    fn limits(per_minute: u32) -> RateLimits {
+        RateLimits { requests_per_minute: Some(per_minute), ..RateLimits::default() }
+    }
+
+    #[test]
+    fn keys_are_those_of_the_schema_with_the_subject_as_hash_tag() {
+        let owner = Owner::Key(KeyId(Uuid::from_u128(7)));
+        let models = ModelLimits::from([("m".to_owned(), RateLimits { tokens_per_minute: Some(5), ..limits(1) })]);
+        let compiled = Limits::compile(owner, limits(3), &models, None);
+        let own = compiled.own.requests.as_ref().unwrap();
+        assert_eq!(own.key, "rate_limit:{00000000-0000-0000-0000-000000000007}:60s");
+        let tokens = compiled.within("m").unwrap().tokens.as_ref().unwrap();
+        assert_eq!(tokens.key, "token_limit:{00000000-0000-0000-0000-000000000007}:60s:m");
+        assert_eq!(own.slot, tokens.slot);
+    }
+
+    #[test]
+    fn what_did_not_change_is_kept() {
+        let owner = Owner::Organization(OrgId(Uuid::from_u128(7)));
+        let before = Limits::compile(owner, limits(3), &ModelLimits::new(), None);
+        let same = Limits::compile(owner, limits(3), &ModelLimits::new(), Some(&before));
+        let other = Limits::compile(owner, limits(4), &ModelLimits::new(), Some(&before));
+        let share = |limits: &Limits| Arc::as_ptr(limits.own.requests.as_ref().unwrap());
+        assert_eq!(share(&before), share(&same));
+        assert_ne!(share(&before), share(&other));
+    }
+
+    #[test]
+    fn a_budget_is_counted_in_millionths_and_anew_each_month() {
+        let owner = Owner::Organization(OrgId(Uuid::from_u128(7)));
+        let budget =
+            |month| Budget { monthly: Usd { pico: 12_500_000_000_000 }, month, spent: Usd { pico: 1 }, as_of_ms: 5 };
+        let first = Limits::default().with_budget(owner, Some(&budget(202_601)), None);
+        let limit = first.budget.as_ref().unwrap();
+        assert_eq!((limit.share.limit(), limit.floor()), (12_500_000, Floor { units: 1.0, complete_to: 5_000 }));
+        let next = Limits::default().with_budget(owner, Some(&budget(202_602)), Some(&first));
+        assert!(next.budget.as_ref().unwrap().key.ends_with(":202602"));
+    }
+}

@@ -1,0 +1,132 @@
+//! The region's Redis: one server or a cluster, over TCP or TLS.
+//!
+//! Connections come back by themselves. Nothing here waits longer than [`RESPONSE_TIMEOUT`]; what is worth waiting for less
+//! long is for the caller to say.
+
+use crate::settings::RedisSettings;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::{Client, Cmd, FromRedisValue, RedisError, TlsCertificates};
+use std::time::Duration;
+
+/// A command without an answer by then has failed.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between attempts to connect again.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// Why Redis cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRedis {
+    /// The URL is none.
+    #[error("redis.url: {0}; expected redis://[user:password@]host:port[/db], or rediss:// for TLS")]
+    Url(String),
+    /// A certificate cannot be read.
+    #[error("redis.ca: {path}: {source}")]
+    Certificate {
+        /// The file.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// A handle; clones share the connections.
+#[derive(Clone)]
+pub(crate) enum RedisClient {
+    Single(ConnectionManager),
+    Cluster(Box<LazyCluster>),
+}
+
+/// A cluster whose nodes are looked for when it is first used.
+#[derive(Clone)]
+pub(crate) struct LazyCluster {
+    client: redis::cluster::ClusterClient,
+    connection: std::sync::Arc<tokio::sync::OnceCell<ClusterConnection>>,
+}
+
+impl RedisClient {
+    /// A client for these settings; it connects when it is first used. To be called inside a tokio runtime.
+    pub(crate) fn new(settings: &RedisSettings) -> Result<Self, BadRedis> {
+        let unusable = |error: RedisError| BadRedis::Url(error.to_string());
+        let certificates = certificates(settings)?;
+        if settings.cluster || settings.urls.len() > 1 {
+            let mut builder = ClusterClientBuilder::new(settings.urls.clone())
+                .connection_timeout(CONNECT_TIMEOUT)
+                .response_timeout(RESPONSE_TIMEOUT)
+                .retries(1);
+            if let Some(certificates) = certificates {
+                builder = builder.certs(certificates);
+            }
+            let client = builder.build().map_err(unusable)?;
+            return Ok(Self::Cluster(Box::new(LazyCluster { client, connection: std::sync::Arc::default() })));
+        }
+        let url = settings.urls.first().map_or("", String::as_str);
+        let client = match certificates {
+            Some(certificates) => Client::build_with_tls(url, certificates),
+            None => Client::open(url),
+        };
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            .set_min_delay(RECONNECT.0)
+            .set_max_delay(RECONNECT.1);
+        client.and_then(|client| client.get_connection_manager_lazy(config)).map(Self::Single).map_err(unusable)
+    }
+
+    pub(crate) const fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+
+    /// Runs a command.
+    pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
+        match self {
+            Self::Single(connection) => command.query_async(&mut connection.clone()).await,
+            Self::Cluster(lazy) => {
+                let connection = lazy.connection.get_or_try_init(|| lazy.client.get_async_connection()).await?;
+                command.query_async(&mut connection.clone()).await
+            }
+        }
+    }
+
+    /// Runs a script, by its digest if the server knows it.
+    pub(crate) async fn run<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[String],
+    ) -> Result<T, RedisError> {
+        match self.query(&script.command("EVALSHA", &script.digest, keys, arguments)).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                self.query(&script.command("EVAL", script.text, keys, arguments)).await
+            }
+            result => result,
+        }
+    }
+}
+
+fn certificates(settings: &RedisSettings) -> Result<Option<TlsCertificates>, BadRedis> {
+    let Some(path) = &settings.ca else { return Ok(None) };
+    let pem =
+        std::fs::read(path).map_err(|source| BadRedis::Certificate { path: path.display().to_string(), source })?;
+    Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(pem) }))
+}
+
+/// A Lua script.
+pub(crate) struct Script {
+    text: &'static str,
+    digest: String,
+}
+
+impl Script {
+    pub(crate) fn new(text: &'static str) -> Self {
+        Self { text, digest: redis::Script::new(text).get_hash().to_owned() }
+    }
+
+    fn command(&self, verb: &str, which: &str, keys: &[&str], arguments: &[String]) -> Cmd {
+        let mut command = redis::cmd(verb);
+        command.arg(which).arg(keys.len()).arg(keys).arg(arguments);
+        command
+    }
+}
