@@ -1,5 +1,6 @@
 //! API keys: made, shown once, changed, rotated, revoked.
 
+use super::limits::{self, Limits};
 use super::{ActionError, Checks, Operator, audit, nullable};
 use crate::context::Context;
 use crate::feed::Edit;
@@ -37,23 +38,13 @@ pub(crate) struct CreateKey {
     name: String,
     /// `inference`, `models.read`, `fine_tuning`, `files`; `inference` and `models.read` if absent.
     permissions: Option<Vec<String>>,
-    /// Limits per minute; unlimited if absent.
+    /// Its limits; unlimited if absent.
     #[schema(value_type = Option<Limits>)]
     rate_limits: Option<LimitSettings>,
     /// Models it may use; every public one if absent.
     allowed_models: Option<Vec<String>>,
     /// From then on it is refused.
     expires_at: Option<DateTime<Utc>>,
-}
-
-/// Limits of a key; what is absent is unlimited.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes RateLimits, which lives in a crate without OpenAPI")]
-pub(crate) struct Limits {
-    /// Requests per minute, at least 1.
-    requests_per_minute: Option<u32>,
-    /// Prompt and completion tokens per minute, at least 1.
-    tokens_per_minute: Option<u32>,
 }
 
 /// What to change; absent fields stay, null clears.
@@ -64,7 +55,7 @@ pub(crate) struct PatchKey {
     name: Option<String>,
     /// Permissions.
     permissions: Option<Vec<String>>,
-    /// Limits; replaces both.
+    /// Its limits; replaces all of them, so that `{}` lifts them.
     #[schema(value_type = Option<Limits>)]
     rate_limits: Option<LimitSettings>,
     /// Models it may use; null is every public one.
@@ -112,10 +103,7 @@ async fn check(edit: &mut Edit<'_>, key: &ApiKey, limits: &LimitSettings) -> Res
         let known = Permissions::NAMES.map(|(name, _)| name).join(", ");
         checks.require(false, "permissions", &format!("«{unknown}» is unknown; expected some of {known}"));
     }
-    let positive = |limit: Option<u32>| limit != Some(0);
-    let zero = "expected 1 or more; disable the key to admit nothing";
-    checks.require(positive(limits.requests_per_minute), "rate_limits.requests_per_minute", zero);
-    checks.require(positive(limits.tokens_per_minute), "rate_limits.tokens_per_minute", zero);
+    limits::check(&mut checks, edit.connection(), "rate_limits", limits).await?;
     if let Some(models) = &key.allowed_models {
         checks.require(models.len() <= MAX_MODELS, "allowed_models", "expected at most 256 entries");
         let unknown = models::unknown(edit.connection(), models).await?;

@@ -1,6 +1,7 @@
 //! What operators can do: rules and transactions, without HTTP and without SQL.
 
 pub(crate) mod keys;
+mod limits;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
@@ -121,6 +122,10 @@ impl Checks {
         if !holds {
             self.0.push(FieldError { field: field.to_owned(), detail: detail.to_owned() });
         }
+    }
+
+    fn push(&mut self, error: FieldError) {
+        self.0.push(error);
     }
 
     /// A text of 1 to `most` characters, none of them a control character.

@@ -1,14 +1,16 @@
 //! Organizations.
 
+use super::limits::{self, Limits};
 use super::{ActionError, Checks, Operator, audit, nullable};
 use crate::admission::Role;
 use crate::context::Context;
+use crate::feed::Edit;
 use crate::store::keys;
-use crate::store::organizations::{self, Organization};
+use crate::store::organizations::{self, Organization, RATE_LIMITS};
 use chrono::Utc;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use turnpike_config::{Change, KeyId, OrgId};
+use turnpike_config::{Change, KeyId, LimitSettings, OrgId};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -31,8 +33,17 @@ pub(crate) struct CreateOrganization {
     tax_id: Option<String>,
     /// Postal address, an object.
     address: Option<Value>,
-    /// Free settings, an object.
+    /// Free settings, an object. `rate_limits` in it are the limits of all its keys together.
+    #[schema(value_type = Option<OrganizationSettings>)]
     settings: Option<Value>,
+}
+
+/// Settings of an organization: free, but for the fields below.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the fields of a free document that have a meaning")]
+struct OrganizationSettings {
+    /// Limits of all its keys together.
+    rate_limits: Option<Limits>,
 }
 
 /// What to change; absent fields stay, null clears.
@@ -57,11 +68,12 @@ pub(crate) struct PatchOrganization {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<Value>)]
     address: Option<Option<Value>>,
-    /// Free settings.
+    /// Free settings; replaces all of them, `rate_limits` too.
+    #[schema(value_type = Option<OrganizationSettings>)]
     settings: Option<Value>,
 }
 
-fn check(org: &Organization) -> Result<(), ActionError> {
+async fn check(edit: &mut Edit<'_>, org: &Organization) -> Result<(), ActionError> {
     let mut checks = Checks::default();
     checks.text("name", &org.name, 255);
     checks.require(is_slug(&org.slug), "slug", "expected 1 to 100 of a-z, 0-9 and inner hyphens");
@@ -72,6 +84,13 @@ fn check(org: &Organization) -> Result<(), ActionError> {
         checks.object("address", address);
     }
     checks.object("settings", &org.settings);
+    if let Some(written) = org.settings.get(RATE_LIMITS) {
+        let field = format!("settings.{RATE_LIMITS}");
+        match limits::read::<LimitSettings>(&field, written) {
+            Ok(limits) => limits::check(&mut checks, edit.connection(), &field, &limits).await?,
+            Err(error) => checks.push(error),
+        }
+    }
     checks.finish()
 }
 
@@ -99,8 +118,8 @@ pub(crate) async fn create(
         created_at: now,
         updated_at: now,
     };
-    check(&org)?;
     let mut edit = context.feed.edit(operator.name()).await?;
+    check(&mut edit, &org).await?;
     organizations::insert(edit.connection(), &org).await?;
     audit(&mut edit, operator, "organization.create", ("organization", &org.id.to_string()), json!({"slug": org.slug}))
         .await?;
@@ -130,7 +149,7 @@ pub(crate) async fn patch(
         updated_at: Utc::now(),
         ..before.clone()
     };
-    check(&org)?;
+    check(&mut edit, &org).await?;
     organizations::update(edit.connection(), &org).await?;
     audit(&mut edit, operator, "organization.update", ("organization", &id.to_string()), json!({})).await?;
     if org.record() != before.record() {

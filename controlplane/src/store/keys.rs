@@ -25,7 +25,8 @@ pub(crate) struct ApiKey {
     pub(crate) key_prefix: String,
     /// `inference`, `models.read`, `fine_tuning`, `files`.
     pub(crate) permissions: Vec<String>,
-    /// `requests_per_minute` and `tokens_per_minute`; absent is unlimited.
+    /// `requests_per_minute`, `tokens_per_minute`, `concurrent_requests` and the same within `models`; absent is
+    /// unlimited.
     pub(crate) rate_limits: Value,
     /// Models it may use; null is every public one.
     pub(crate) allowed_models: Option<Vec<String>>,

@@ -4,9 +4,13 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use turnpike_config::{ModelLimits, OrgId, OrgRecord, RateLimits};
+use tracing::warn;
+use turnpike_config::{LimitSettings, OrgId, OrgRecord, RateLimits};
 use utoipa::ToSchema;
 use uuid::Uuid;
+
+/// The field of `organizations.settings` that holds the limits of all its keys together.
+pub(crate) const RATE_LIMITS: &str = "rate_limits";
 
 /// An organization: the tenant that owns keys and gets the invoice.
 #[derive(Clone, Debug, Serialize, ToSchema, sqlx::FromRow)]
@@ -25,7 +29,7 @@ pub(crate) struct Organization {
     pub(crate) tax_id: Option<String>,
     /// Postal address.
     pub(crate) address: Option<Value>,
-    /// Free settings.
+    /// Free settings; `rate_limits` in them are the limits of all its keys together.
     pub(crate) settings: Value,
     /// When it was made.
     pub(crate) created_at: DateTime<Utc>,
@@ -36,14 +40,30 @@ pub(crate) struct Organization {
 impl Organization {
     /// As the edges know it.
     pub(crate) fn record(&self) -> OrgRecord {
+        let limits = self.limits();
         OrgRecord {
             id: OrgId(self.id),
             slug: self.slug.clone(),
-            limits: RateLimits::default(),
-            model_limits: ModelLimits::default(),
+            limits: limits.own(),
+            model_limits: limits.models,
             budget: None,
             cache_generation: 0,
         }
+    }
+
+    /// The limits of all its keys together. What was stored while settings were entirely free may be of any shape: it
+    /// held nothing back then, and must not keep everybody's routing from being compiled now.
+    fn limits(&self) -> LimitSettings {
+        let Some(written) = self.settings.get(RATE_LIMITS) else { return LimitSettings::default() };
+        let unfit = match serde_json::from_value::<LimitSettings>(written.clone()) {
+            Ok(limits) if ![limits.own()].iter().chain(limits.models.values()).any(RateLimits::has_zero) => {
+                return limits;
+            }
+            Ok(_) => "a limit of 0".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        warn!(organization = %self.id, unfit, "settings.rate_limits are not understood and hold nobody back; set them anew");
+        LimitSettings::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The admin API.
 
-use crate::plane::{ADMIN, OWNER, Plane, VIEWER, id};
+use crate::plane::{ADMIN, OWNER, Plane, VIEWER, fields, id};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Row as _;
@@ -52,10 +52,6 @@ async fn every_refusal_is_a_problem_document() {
     plane.refused(Method::POST, "/organizations", "{\"name\":", 400).await;
     plane.refused(Method::POST, "/organizations", &format!("\"{}\"", "x".repeat(2 << 20)), 413).await;
 
-    let fields = |problem: &Value| -> Vec<String> {
-        let errors = problem["errors"].as_array().unwrap();
-        errors.iter().map(|error| error["field"].as_str().unwrap().to_owned()).collect()
-    };
     let problem = plane.refused(Method::POST, "/organizations", r#"{"name": 5, "slug": "a"}"#, 422).await;
     assert_eq!(fields(&problem), ["name"]);
     let problem =

@@ -4,6 +4,7 @@
 mod admin;
 mod feed;
 mod lifecycle;
+mod limits;
 mod nodes;
 mod peers;
 mod plane;

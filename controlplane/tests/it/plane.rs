@@ -234,6 +234,12 @@ impl Answer {
     }
 }
 
+/// The fields that a problem names.
+pub(crate) fn fields(problem: &Value) -> Vec<String> {
+    let errors = problem["errors"].as_array().unwrap();
+    errors.iter().map(|error| error["field"].as_str().unwrap().to_owned()).collect()
+}
+
 pub(crate) fn id(value: &Value) -> String {
     value["id"].as_str().unwrap_or_else(|| panic!("no id in {value}")).to_owned()
 }
