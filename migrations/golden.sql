@@ -81,6 +81,7 @@ CREATE TABLE public.billing_accounts (
     auto_recharge_amount numeric(20,2),
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    prepaid_balance numeric(24,12),
     CONSTRAINT billing_accounts_auto_recharge_amount_check CHECK ((auto_recharge_amount > (0)::numeric)),
     CONSTRAINT billing_accounts_auto_recharge_threshold_check CHECK ((auto_recharge_threshold >= (0)::numeric)),
     CONSTRAINT billing_accounts_currency_check CHECK (((currency)::text ~ '^[A-Z]{3}$'::text)),
@@ -203,6 +204,8 @@ CREATE TABLE public.inference_requests (
     node text,
     created_at timestamp with time zone NOT NULL,
     completed_at timestamp with time zone,
+    cache_status character varying(20),
+    CONSTRAINT inference_requests_cache_status_check CHECK (((cache_status)::text = ANY ((ARRAY['hit'::character varying, 'miss'::character varying, 'coalesced'::character varying, 'bypass'::character varying])::text[]))),
     CONSTRAINT inference_requests_check CHECK ((total_tokens = (prompt_tokens + completion_tokens))),
     CONSTRAINT inference_requests_completion_tokens_check CHECK ((completion_tokens >= 0)),
     CONSTRAINT inference_requests_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
@@ -270,6 +273,10 @@ CREATE TABLE public.models (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    cache jsonb DEFAULT '{}'::jsonb NOT NULL,
+    cache_generation integer DEFAULT 0 NOT NULL,
+    CONSTRAINT models_cache_check CHECK ((jsonb_typeof(cache) = 'object'::text)),
+    CONSTRAINT models_cache_generation_check CHECK ((cache_generation >= 0)),
     CONSTRAINT models_category_check CHECK (((category)::text = ANY ((ARRAY['text-generation'::character varying, 'chat'::character varying, 'embedding'::character varying, 'image-generation'::character varying, 'moderation'::character varying])::text[]))),
     CONSTRAINT models_context_length_check CHECK ((context_length > 0)),
     CONSTRAINT models_max_output_tokens_check CHECK ((max_output_tokens > 0)),
@@ -312,16 +319,27 @@ CREATE TABLE public.organizations (
     tax_id character varying(100),
     address jsonb,
     settings jsonb DEFAULT '{}'::jsonb NOT NULL,
+    cache_generation integer DEFAULT 0 NOT NULL,
+    budget jsonb,
+    CONSTRAINT organizations_budget_check CHECK ((jsonb_typeof(budget) = 'object'::text)),
+    CONSTRAINT organizations_cache_generation_check CHECK ((cache_generation >= 0)),
     CONSTRAINT organizations_plan_type_check CHECK (((plan_type)::text = ANY ((ARRAY['free'::character varying, 'pro'::character varying, 'enterprise'::character varying])::text[]))),
     CONSTRAINT organizations_settings_check CHECK ((jsonb_typeof(settings) = 'object'::text)),
     CONSTRAINT organizations_slug_check CHECK (((slug)::text ~ '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$'::text))
+);
+
+CREATE TABLE public.purged_answers (
+    cache_key text NOT NULL,
+    purged_at timestamp with time zone NOT NULL,
+    CONSTRAINT purged_answers_cache_key_check CHECK ((cache_key ~ '^[0-9a-f]{64}$'::text))
 );
 
 CREATE TABLE public.usage_ingest (
     edge text NOT NULL,
     epoch numeric(20,0) NOT NULL,
     through_seq numeric(20,0) NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    events_to timestamp with time zone
 );
 
 CREATE TABLE public.usage_records (
@@ -419,6 +437,9 @@ ALTER TABLE ONLY public.nodes
 ALTER TABLE ONLY public.organizations
     ADD CONSTRAINT organizations_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.purged_answers
+    ADD CONSTRAINT purged_answers_pkey PRIMARY KEY (cache_key);
+
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
 
@@ -451,9 +472,13 @@ CREATE INDEX idx_batch_jobs_status ON public.batch_jobs USING btree (status);
 
 CREATE INDEX idx_batch_jobs_user_id ON public.batch_jobs USING btree (user_id);
 
+CREATE UNIQUE INDEX idx_billing_accounts_one_each ON public.billing_accounts USING btree (organization_id);
+
 CREATE UNIQUE INDEX idx_billing_accounts_organization_id ON public.billing_accounts USING btree (organization_id, id);
 
 CREATE UNIQUE INDEX idx_billing_accounts_stripe_customer_id ON public.billing_accounts USING btree (stripe_customer_id);
+
+CREATE INDEX idx_config_log_budgets ON public.config_log USING btree (version) WHERE (author = 'billing'::text);
 
 CREATE INDEX idx_custom_models_base_model_id ON public.custom_models USING btree (base_model_id);
 
@@ -514,6 +539,8 @@ CREATE INDEX idx_models_provider ON public.models USING btree (provider);
 CREATE INDEX idx_organizations_plan_type ON public.organizations USING btree (plan_type);
 
 CREATE UNIQUE INDEX idx_organizations_slug ON public.organizations USING btree (slug);
+
+CREATE INDEX idx_purged_answers_purged_at ON public.purged_answers USING btree (purged_at);
 
 CREATE INDEX idx_usage_records_date ON ONLY public.usage_records USING btree (date);
 

@@ -99,7 +99,7 @@ impl Ingest {
         let organizations: Vec<Uuid> = organizations.into_iter().collect();
         let unknown = usage::unknown_organizations(&mut tx, &organizations).await?;
         let stored = usage::insert(&mut tx, rows).await?;
-        usage::advance(&mut tx, edge, epoch, through).await?;
+        usage::advance(&mut tx, edge, epoch, through, rows.last().map(UsageRow::ended_at)).await?;
         tx.commit().await?;
         let orphans = rows.iter().filter(|row| unknown.contains(&row.event.organization.0));
         let dropped =
@@ -121,7 +121,8 @@ impl Ingest {
                 }
             }
         }
-        usage::advance(&mut *self.store.read().await?, edge, epoch, through).await
+        let events_to = rows.last().map(UsageRow::ended_at);
+        usage::advance(&mut *self.store.read().await?, edge, epoch, through, events_to).await
     }
 }
 

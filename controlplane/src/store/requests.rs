@@ -53,6 +53,8 @@ pub(crate) struct LoggedRequest {
     pub(crate) error_code: Option<String>,
     /// Error text as sent to the client.
     pub(crate) error_message: Option<String>,
+    /// `hit`, `miss`, `coalesced` or `bypass`; null if it was refused before the cache was asked.
+    pub(crate) cache_status: Option<String>,
     /// Whether a stream was asked for.
     pub(crate) streamed: bool,
     /// Nodes tried beyond the first.
@@ -97,7 +99,7 @@ pub(crate) async fn list(
         "SELECT id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens,
              completion_tokens, total_tokens, estimated, cost_usd, request_size_bytes, response_size_bytes,
              processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
-             error_message, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge, node,
+             error_message, cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge, node,
              created_at, completed_at
          FROM inference_requests
          WHERE ($1::uuid IS NULL OR organization_id = $1) AND ($2::uuid IS NULL OR api_key_id = $2)

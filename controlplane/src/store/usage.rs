@@ -5,7 +5,7 @@ use chrono::{DateTime, Duration, NaiveDate, Utc};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use sqlx::types::ipnetwork::IpNetwork;
-use turnpike_config::UsageEvent;
+use turnpike_config::{CacheStatus, UsageEvent};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -20,6 +20,13 @@ pub(crate) struct UsageRow {
     pub(crate) cost: Decimal,
     /// The client's address, if it was one.
     pub(crate) ip: Option<IpNetwork>,
+}
+
+impl UsageRow {
+    /// When the request ended: that is when its event went into the edge's journal.
+    pub(crate) fn ended_at(&self) -> DateTime<Utc> {
+        self.created_at + Duration::milliseconds(i64::from(self.event.total_ms))
+    }
 }
 
 /// Stores those events that are new and whose organization exists, adds them to the daily sums, and notes when keys
@@ -64,7 +71,8 @@ pub(crate) async fn insert(connection: &mut PgConnection, rows: &[UsageRow]) -> 
         .bind(column!(r => clean(&r.event.edge, 255)))
         .bind(column!(r => cut(&r.event.node, 255)))
         .bind(column!(r => r.created_at))
-        .bind(column!(r => r.created_at + Duration::milliseconds(i64::from(r.event.total_ms))))
+        .bind(column!(r => r.ended_at()))
+        .bind(column!(r => r.event.cache.map(CacheStatus::name)))
         .fetch_one(connection)
         .await?;
     Ok(stored.unsigned_abs())
@@ -76,21 +84,23 @@ WITH inserted AS (
     INSERT INTO inference_requests (id, organization_id, api_key_id, model_id, model_version, request_type,
         prompt_tokens, completion_tokens, total_tokens, estimated, cost_usd, request_size_bytes, response_size_bytes,
         processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
-        error_message, streamed, retries, user_agent, ip_address, region, edge, node, created_at, completed_at)
+        error_message, streamed, retries, user_agent, ip_address, region, edge, node, created_at, completed_at,
+        cache_status)
     SELECT e.id, o.id, k.id, m.id, e.model_version, e.request_type,
         e.prompt_tokens, e.completion_tokens, e.prompt_tokens + e.completion_tokens, e.estimated, e.cost_usd,
         e.request_size_bytes, e.response_size_bytes,
         e.processing_time_ms, e.queue_time_ms, e.total_time_ms, e.first_byte_ms, e.status, e.http_status, e.error_code,
         e.error_message, e.streamed, e.retries, e.user_agent, e.ip_address, e.region, e.edge, e.node, e.created_at,
-        e.completed_at
+        e.completed_at, e.cache_status
     FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
         $9::boolean[], $10::numeric[], $11::bigint[], $12::bigint[], $13::integer[], $14::integer[], $15::integer[],
         $16::integer[], $17::text[], $18::smallint[], $19::text[], $20::text[], $21::boolean[], $22::smallint[],
-        $23::text[], $24::inet[], $25::text[], $26::text[], $27::text[], $28::timestamptz[], $29::timestamptz[])
+        $23::text[], $24::inet[], $25::text[], $26::text[], $27::text[], $28::timestamptz[], $29::timestamptz[],
+        $30::text[])
         AS e (id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens, completion_tokens,
         estimated, cost_usd, request_size_bytes, response_size_bytes, processing_time_ms, queue_time_ms, total_time_ms,
         first_byte_ms, status, http_status, error_code, error_message, streamed, retries, user_agent, ip_address,
-        region, edge, node, created_at, completed_at)
+        region, edge, node, created_at, completed_at, cache_status)
     JOIN organizations o ON o.id = e.organization_id
     LEFT JOIN api_keys k ON k.id = e.api_key_id
     LEFT JOIN models m ON m.id = e.model_id
@@ -132,21 +142,25 @@ pub(crate) async fn unknown_organizations(
     .await?)
 }
 
-/// Notes how far an edge's journal has been taken in.
+/// Notes how far an edge's journal has been taken in. `events_to` is the end of the last event, if there was one.
+/// It is the latest that counts, not the greatest: one event of a clock gone wild must not hide a backlog.
 pub(crate) async fn advance(
     connection: &mut PgConnection,
     edge: &str,
     epoch: u64,
     through: u64,
+    events_to: Option<DateTime<Utc>>,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO usage_ingest (edge, epoch, through_seq) VALUES ($1, $2, $3)
+        "INSERT INTO usage_ingest (edge, epoch, through_seq, events_to) VALUES ($1, $2, $3, $4)
          ON CONFLICT (edge, epoch) DO UPDATE
-             SET through_seq = greatest(usage_ingest.through_seq, excluded.through_seq), updated_at = now()",
+             SET through_seq = greatest(usage_ingest.through_seq, excluded.through_seq),
+                 events_to = coalesce(excluded.events_to, usage_ingest.events_to), updated_at = now()",
     )
     .bind(edge)
     .bind(Decimal::from(epoch))
     .bind(Decimal::from(through))
+    .bind(events_to)
     .execute(connection)
     .await?;
     Ok(())
