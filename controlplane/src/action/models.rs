@@ -2,18 +2,21 @@
 
 use super::{ActionError, Checks, Operator, audit, nullable};
 use crate::context::Context;
-use crate::store::models::{self, Model};
+use crate::store::models::{self, CacheSettings, Model};
 use crate::store::versions;
 use chrono::Utc;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use turnpike_config::{Change, Price};
+use turnpike_config::caching::MAX_TTL_S;
+use turnpike_config::{CachePolicy, Change, Price};
 use utoipa::ToSchema;
 
 const CATEGORIES: [&str; 5] = ["text-generation", "chat", "embedding", "image-generation", "moderation"];
 const SIZES: [&str; 4] = ["small", "medium", "large", "xl"];
 /// Most entries of a list of texts.
 const MAX_LIST: usize = 64;
+/// The usual price, in thousandths of itself: more would make an answer from the cache dearer than a new one.
+const FULL_PRICE_PERMILLE: u32 = 1000;
 
 /// A new model.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -53,6 +56,9 @@ pub(crate) struct CreateModel {
     is_public: Option<bool>,
     /// Free data, an object.
     metadata: Option<Value>,
+    /// Whether and how its answers are cached; not unless a request asks for it if absent.
+    #[schema(value_type = Option<CacheSettings>)]
+    cache: Option<CachePolicy>,
 }
 
 /// What to change; absent fields stay, null clears.
@@ -88,6 +94,9 @@ pub(crate) struct PatchModel {
     is_public: Option<bool>,
     /// Free data.
     metadata: Option<Value>,
+    /// Whether and how its answers are cached; replaces all of it.
+    #[schema(value_type = Option<CacheSettings>)]
+    cache: Option<CachePolicy>,
 }
 
 fn check(model: &Model) -> Result<(), ActionError> {
@@ -115,7 +124,17 @@ fn check(model: &Model) -> Result<(), ActionError> {
         checks.require(false, "pricing", &error.to_string());
     }
     checks.object("metadata", &model.metadata);
+    check_cache(&mut checks, model.cache);
     checks.finish()
+}
+
+fn check_cache(checks: &mut Checks, cache: CachePolicy) {
+    let kept = (1..=MAX_TTL_S).contains(&cache.ttl_s);
+    checks.require(kept, "cache.ttl_s", &format!("expected 1 to {MAX_TTL_S} seconds"));
+    let detail = "expected 0 (free) to 1000 (the usual price)";
+    checks.require(cache.price_permille <= FULL_PRICE_PERMILLE, "cache.price_permille", detail);
+    let detail = "cannot be set; POST /admin/v1/cache/purge raises it";
+    checks.require(cache.generation == 0, "cache.generation", detail);
 }
 
 /// Makes a model, without any version yet.
@@ -139,6 +158,8 @@ pub(crate) async fn create(context: &Context, operator: Operator, input: CreateM
         created_at: now,
         updated_at: now,
         metadata: input.metadata.unwrap_or_else(|| json!({})),
+        cache: input.cache.unwrap_or_default(),
+        cache_generation: 0,
     };
     check(&model)?;
     let mut edit = context.feed.edit(operator.name()).await?;
@@ -175,6 +196,7 @@ pub(crate) async fn patch(
         is_active: patch.is_active.unwrap_or(before.is_active),
         is_public: patch.is_public.unwrap_or(before.is_public),
         metadata: patch.metadata.unwrap_or(before.metadata),
+        cache: patch.cache.unwrap_or(before.cache),
         updated_at: Utc::now(),
         ..before
     };

@@ -117,6 +117,7 @@ pub(crate) async fn create(
         settings: input.settings.unwrap_or_else(|| json!({})),
         created_at: now,
         updated_at: now,
+        cache_generation: 0,
     };
     let mut edit = context.feed.edit(operator.name()).await?;
     check(&mut edit, &org).await?;

@@ -1,5 +1,6 @@
 //! The admin API: thin handlers over actions, and the endpoints for machines.
 
+mod cache;
 mod extract;
 mod fleet;
 mod health;
@@ -67,6 +68,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(models::routes())
         .merge(fleet::routes())
         .merge(usage::routes())
+        .merge(cache::routes())
         .split_for_parts();
     let document = Arc::new(document);
     let admin = admin.layer(DefaultBodyLimit::max(MAX_BODY)).route_layer(from_fn_with_state(state.clone(), authorize));

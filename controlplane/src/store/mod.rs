@@ -9,6 +9,7 @@ pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;
+pub(crate) mod purges;
 pub(crate) mod requests;
 pub(crate) mod routing;
 pub(crate) mod usage;

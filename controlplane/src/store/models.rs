@@ -5,6 +5,7 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::types::Json;
 use turnpike_config::{CachePolicy, ModelRecord, Price};
 use utoipa::ToSchema;
 
@@ -45,6 +46,28 @@ pub(crate) struct Model {
     pub(crate) updated_at: DateTime<Utc>,
     /// Free data.
     pub(crate) metadata: Value,
+    /// Whether and how its answers are cached.
+    #[sqlx(json)]
+    #[schema(value_type = CacheSettings)]
+    pub(crate) cache: CachePolicy,
+    /// How often its cached answers were purged.
+    pub(crate) cache_generation: i32,
+}
+
+/// Whether and how a model's answers are cached.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes CachePolicy, which lives in a crate without OpenAPI")]
+pub(crate) struct CacheSettings {
+    /// Answers are cached unless a request says otherwise; if false (default), only those of requests that ask for it.
+    enabled: Option<bool>,
+    /// How long an answer is kept, seconds: 1 to 2592000 (30 days); 3600 if absent.
+    #[schema(minimum = 1, maximum = 2_592_000)]
+    ttl_s: Option<u32>,
+    /// Organizations share each other's answers. Default false.
+    public: Option<bool>,
+    /// What an answer from the cache costs, in thousandths of its usual price: 0 (default, free) to 1000.
+    #[schema(maximum = 1000)]
+    price_permille: Option<u32>,
 }
 
 impl Model {
@@ -63,7 +86,7 @@ impl Model {
             active: self.is_active,
             public: self.is_public,
             versions: versions.iter().filter(|v| v.model_id == self.id).map(ModelVersion::record).collect(),
-            cache: CachePolicy::default(),
+            cache: CachePolicy { generation: positive("cache_generation", self.cache_generation)?, ..self.cache },
         })
     }
 }
@@ -73,8 +96,8 @@ pub(crate) async fn insert(connection: &mut PgConnection, model: &Model) -> Resu
     sqlx::query(
         "INSERT INTO models (id, name, provider, category, description, context_length, max_output_tokens,
              parameter_count, model_size, capabilities, supported_languages, pricing, is_active, is_public, created_at,
-             updated_at, metadata)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+             updated_at, metadata, cache)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(&model.id)
     .bind(&model.name)
@@ -93,6 +116,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, model: &Model) -> Resu
     .bind(model.created_at)
     .bind(model.updated_at)
     .bind(&model.metadata)
+    .bind(Json(model.cache))
     .execute(connection)
     .await?;
     Ok(())
@@ -104,7 +128,7 @@ pub(crate) async fn update(connection: &mut PgConnection, model: &Model) -> Resu
         "UPDATE models SET name = $2, provider = $3, category = $4, description = $5, context_length = $6,
              max_output_tokens = $7, parameter_count = $8, model_size = $9, capabilities = $10,
              supported_languages = $11, pricing = $12, is_active = $13, is_public = $14, metadata = $15,
-             updated_at = now() WHERE id = $1",
+             cache = $16, updated_at = now() WHERE id = $1",
     )
     .bind(&model.id)
     .bind(&model.name)
@@ -121,6 +145,7 @@ pub(crate) async fn update(connection: &mut PgConnection, model: &Model) -> Resu
     .bind(model.is_active)
     .bind(model.is_public)
     .bind(&model.metadata)
+    .bind(Json(model.cache))
     .execute(connection)
     .await?;
     Ok(())
@@ -142,6 +167,16 @@ pub(crate) async fn list(
         .bind(limit)
         .fetch_all(connection)
         .await?)
+}
+
+/// Makes all cached answers of a model unfindable; `None` if there is no such model.
+pub(crate) async fn purge_answers(connection: &mut PgConnection, id: &str) -> Result<Option<Model>, StoreError> {
+    Ok(sqlx::query_as(
+        "UPDATE models SET cache_generation = cache_generation + 1, updated_at = now() WHERE id = $1 RETURNING *",
+    )
+    .bind(id)
+    .fetch_optional(connection)
+    .await?)
 }
 
 /// Which of these ids name no model.

@@ -35,6 +35,8 @@ pub(crate) struct Organization {
     pub(crate) created_at: DateTime<Utc>,
     /// When it was last changed.
     pub(crate) updated_at: DateTime<Utc>,
+    /// How often its cached answers were purged.
+    pub(crate) cache_generation: i32,
 }
 
 impl Organization {
@@ -47,7 +49,7 @@ impl Organization {
             limits: limits.own(),
             model_limits: limits.models,
             budget: None,
-            cache_generation: 0,
+            cache_generation: self.cache_generation.unsigned_abs(),
         }
     }
 
@@ -122,6 +124,17 @@ pub(crate) async fn update(connection: &mut PgConnection, org: &Organization) ->
 /// One organization.
 pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Option<Organization>, StoreError> {
     Ok(sqlx::query_as("SELECT * FROM organizations WHERE id = $1").bind(id).fetch_optional(connection).await?)
+}
+
+/// Makes all cached answers of an organization unfindable; `None` if there is no such organization.
+pub(crate) async fn purge_answers(connection: &mut PgConnection, id: Uuid) -> Result<Option<Organization>, StoreError> {
+    Ok(sqlx::query_as(
+        "UPDATE organizations SET cache_generation = cache_generation + 1, updated_at = now()
+         WHERE id = $1 RETURNING *",
+    )
+    .bind(id)
+    .fetch_optional(connection)
+    .await?)
 }
 
 /// Organizations after `after` in the order of their ids (which is the order of creation), at most `limit`.

@@ -1,6 +1,6 @@
 //! The whole routing state, compiled from the tables.
 
-use super::{Store, StoreError, config_log, keys, models, nodes, organizations, versions};
+use super::{Store, StoreError, config_log, keys, models, nodes, organizations, purges, versions};
 use turnpike_config::{Change, Routing};
 
 /// Reads every record that edges must know, and the version that they add up to, at one moment.
@@ -19,6 +19,9 @@ pub(crate) async fn load(store: &Store) -> Result<Routing, StoreError> {
     }
     for node in nodes::all(&mut tx).await? {
         routing.apply(Change::PutNode(node.record()?));
+    }
+    for (key, at_ms) in purges::all(&mut tx).await? {
+        routing.apply(Change::PurgeAnswer { key, at_ms });
     }
     tx.rollback().await?;
     Ok(routing)

@@ -7,7 +7,13 @@ use serde_json::{Value, json};
 use turnpike_config::{Endpoint, EventId, KeyId, OrgId, Price, RequestStatus, UsageEvent};
 use uuid::{NoContext, Timestamp, Uuid};
 
-fn event(tenant: &Tenant, model: Option<&str>, at: DateTime<Utc>, prompt: u32, completion: u32) -> UsageEvent {
+pub(crate) fn event(
+    tenant: &Tenant,
+    model: Option<&str>,
+    at: DateTime<Utc>,
+    prompt: u32,
+    completion: u32,
+) -> UsageEvent {
     let pricing = json!({"input_tokens": 0.01, "output_tokens": 0.03});
     let seconds = u64::try_from(at.timestamp()).unwrap();
     UsageEvent {
