@@ -6,6 +6,7 @@
 mod action;
 mod admission;
 mod api;
+mod budgets;
 mod context;
 mod feed;
 mod ingest;

@@ -111,6 +111,8 @@ pub(crate) struct Metrics {
     pub(crate) ingest_duration: Histogram,
     /// Failed runs of the partition reconciler.
     pub(crate) partition_failures: Counter,
+    /// Failed runs of the budget reconciler.
+    pub(crate) budget_failures: Counter,
     pushes: Family<PushLabels, Counter>,
     events: Family<FateLabels, Counter>,
     admin_requests: Family<StatusLabels, Counter>,
@@ -132,6 +134,7 @@ impl Metrics {
             ingest_failures: Counter::default(),
             ingest_duration: Histogram::new(SECONDS),
             partition_failures: Counter::default(),
+            budget_failures: Counter::default(),
             pushes: Family::default(),
             events: Family::default(),
             admin_requests: Family::default(),
@@ -159,6 +162,7 @@ impl Metrics {
             self.ingest_duration.clone(),
         );
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
+        r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
         r.register("pushes", "Frames sent to edges", self.pushes.clone());
         r.register("usage_events", "Usage events received, by what became of them", self.events.clone());
         r.register("admin_requests", "Admin API answers by class", self.admin_requests.clone());

@@ -2,6 +2,7 @@
 
 use crate::admission::{BadTokens, Tokens};
 use crate::api::{self, ApiState};
+use crate::budgets;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
 use crate::ingest::Ingest;
@@ -58,6 +59,7 @@ pub struct ControlPlane {
     http_address: SocketAddr,
     link: Arc<LinkServer>,
     keep_months: u32,
+    reconcile_every: Duration,
 }
 
 /// Runs the control plane until `shutdown` is cancelled, then drains. To be called inside a tokio runtime.
@@ -96,7 +98,8 @@ impl ControlPlane {
         let context =
             Arc::new(Context { store, feed, ingest, edges: Roster::default(), nodes: Roster::default(), metrics });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
-        Ok(Self { context, tokens, http, http_address, link, keep_months: settings.keep_months })
+        let Settings { keep_months, reconcile_every, .. } = *settings;
+        Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })
     }
 
     /// Where the admin API listens.
@@ -115,13 +118,14 @@ impl ControlPlane {
     /// The HTTP listener broke.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let tasks = TaskTracker::new();
-        let Self { context, tokens, http, link, keep_months, .. } = self;
+        let Self { context, tokens, http, link, keep_months, reconcile_every, .. } = self;
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
         tasks.spawn(async move { feed.run(stop).await });
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
         tasks.spawn(async move { feed.listen(stop).await });
         let metrics = Arc::clone(&context.metrics);
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
+        tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));
         tasks.close();

@@ -1,7 +1,9 @@
 //! Bootstrap settings of the control plane.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 use turnpike_config::link::TlsFiles;
 use turnpike_config::settings::{BadSettings, Fields};
 
@@ -14,6 +16,11 @@ const DEFAULT_KEEP_MONTHS: u32 = 13;
 /// Longest request log, months.
 const MAX_KEEP_MONTHS: u32 = 120;
 
+/// Between two looks at what organizations with a budget have spent, unless set otherwise.
+const DEFAULT_RECONCILE: Duration = Duration::from_secs(5);
+/// How short and how long that may be: the sums cost the database work, and edges spend on what they were told.
+const RECONCILE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
 /// What the control plane must know to start.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -25,6 +32,7 @@ pub struct Settings {
     pub(crate) max_connections: u32,
     pub(crate) token_file: PathBuf,
     pub(crate) keep_months: u32,
+    pub(crate) reconcile_every: Duration,
 }
 
 impl Settings {
@@ -46,6 +54,7 @@ impl Settings {
         let max_connections = fields.or("postgres.max_connections", DEFAULT_CONNECTIONS);
         let token_file = fields.required("admin.token_file");
         let keep_months = fields.or("usage.keep_months", DEFAULT_KEEP_MONTHS);
+        let reconcile_every = fields.or("billing.reconcile_every", DEFAULT_RECONCILE);
         if url.as_deref().is_some_and(|url| !url.starts_with("postgres://") && !url.starts_with("postgresql://")) {
             // The value is not repeated: it may hold a password.
             fields.mistake("postgres.url", "expected a URL such as postgres://user@host:5432/database");
@@ -55,6 +64,9 @@ impl Settings {
         }
         if !(1..=MAX_KEEP_MONTHS).contains(&keep_months) {
             fields.mistake("usage.keep_months", "expected 1 to 120");
+        }
+        if !RECONCILE.contains(&reconcile_every) {
+            fields.mistake("billing.reconcile_every", "expected 100ms to 60s");
         }
         let settings = (|| {
             Some(Self {
@@ -66,6 +78,7 @@ impl Settings {
                 max_connections,
                 token_file: token_file?,
                 keep_months,
+                reconcile_every,
             })
         })();
         fields.finish(settings)
@@ -107,10 +120,12 @@ mod tests {
         let environment = |name: &str| match name {
             "TURNPIKE_POSTGRES__URL" => Some("mysql://u:hush@h/d".to_owned()),
             "TURNPIKE_USAGE__KEEP_MONTHS" => Some("0".to_owned()),
+            "TURNPIKE_BILLING__RECONCILE_EVERY" => Some("5ms".to_owned()),
             _ => None,
         };
-        let mistakes = Settings::load("t", TEXT, &environment).expect_err("two mistakes").to_string();
+        let mistakes = Settings::load("t", TEXT, &environment).expect_err("three mistakes").to_string();
         assert!(mistakes.contains("postgres.url") && mistakes.contains("usage.keep_months"), "{mistakes}");
+        assert!(mistakes.contains("billing.reconcile_every"), "{mistakes}");
         assert!(!mistakes.contains("hush"), "{mistakes}");
     }
 }

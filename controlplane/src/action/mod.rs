@@ -1,5 +1,6 @@
 //! What operators can do: rules and transactions, without HTTP and without SQL.
 
+pub(crate) mod billing;
 pub(crate) mod cache;
 pub(crate) mod keys;
 mod limits;

@@ -118,6 +118,7 @@ pub(crate) async fn create(
         created_at: now,
         updated_at: now,
         cache_generation: 0,
+        budget: None,
     };
     let mut edit = context.feed.edit(operator.name()).await?;
     check(&mut edit, &org).await?;

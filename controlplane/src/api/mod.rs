@@ -1,5 +1,6 @@
 //! The admin API: thin handlers over actions, and the endpoints for machines.
 
+mod billing;
 mod cache;
 mod extract;
 mod fleet;
@@ -63,6 +64,7 @@ impl utoipa::Modify for BearerToken {
 pub(crate) fn router(state: ApiState) -> Router {
     let (admin, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(organizations::routes())
+        .merge(billing::routes())
         .merge(users::routes())
         .merge(keys::routes())
         .merge(models::routes())

@@ -2,6 +2,8 @@
 //!
 //! Sequence numbers would not do: they are drawn before they commit, so that a reader could see 7 while 6 is still on
 //! its way. Here one lock, held until commit, makes the order of versions the order of commits.
+//!
+//! What operators change is kept. What is told of budgets is trimmed, see [`trim_billing`]: the only gaps there are.
 
 use super::connect::CONFIG_CHANNEL;
 use super::{PgConnection, StoreError};
@@ -10,6 +12,9 @@ use turnpike_config::Change;
 
 /// Key of the advisory lock that serialises config changes in one database («turnpike» in ASCII).
 const CONFIG_LOCK: i64 = 0x7475_726e_7069_6b65;
+
+/// Author of the changes that tell of budgets. Also written in [`trim_billing`] and in the index that serves it.
+pub(crate) const BILLING: &str = "billing";
 
 /// Waits for the right to append; held until the transaction ends.
 pub(crate) async fn lock(connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -65,4 +70,17 @@ pub(crate) async fn since(
             Ok((version.unsigned_abs(), change))
         })
         .collect()
+}
+
+/// Deletes what was told of budgets more than `keep` versions ago: each is superseded within a minute, and an edge that
+/// is that far behind is sent a snapshot anyway. Operators' changes are kept.
+pub(crate) async fn trim_billing(connection: &mut PgConnection, keep: u32) -> Result<(), StoreError> {
+    sqlx::query(
+        "DELETE FROM config_log
+         WHERE author = 'billing' AND version <= (SELECT max(version) FROM config_log) - $1",
+    )
+    .bind(i64::from(keep))
+    .execute(connection)
+    .await?;
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The only place that knows SQL. Functions take a connection, so that callers decide what belongs to one transaction.
 
 pub(crate) mod audit;
+pub(crate) mod billing;
 pub(crate) mod config_log;
 mod connect;
 pub(crate) mod edges;

@@ -4,8 +4,9 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::types::Json;
 use tracing::warn;
-use turnpike_config::{LimitSettings, OrgId, OrgRecord, RateLimits};
+use turnpike_config::{Budget, LimitSettings, OrgId, OrgRecord, RateLimits};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -37,6 +38,9 @@ pub(crate) struct Organization {
     pub(crate) updated_at: DateTime<Utc>,
     /// How often its cached answers were purged.
     pub(crate) cache_generation: i32,
+    /// What edges were last told of its budget.
+    #[serde(skip)]
+    pub(crate) budget: Option<Json<Budget>>,
 }
 
 impl Organization {
@@ -48,7 +52,7 @@ impl Organization {
             slug: self.slug.clone(),
             limits: limits.own(),
             model_limits: limits.models,
-            budget: None,
+            budget: self.budget.as_ref().map(|told| told.0),
             cache_generation: self.cache_generation.unsigned_abs(),
         }
     }

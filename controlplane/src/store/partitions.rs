@@ -1,7 +1,7 @@
 //! Monthly partitions of `inference_requests` and `usage_records`, named `TABLE_yYYYYmMM`, in UTC.
 
 use super::{PgConnection, StoreError};
-use chrono::{DateTime, Datelike as _, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use sqlx::AssertSqlSafe;
 
 /// Key of the advisory lock under which partitions are made and retired («partitio» in ASCII).
@@ -54,6 +54,16 @@ impl Month {
     /// `months` later, or earlier if negative.
     pub(crate) const fn plus(self, months: i32) -> Self {
         Self(self.0.saturating_add(months))
+    }
+
+    /// The day it begins with.
+    pub(crate) fn first_day(self) -> NaiveDate {
+        NaiveDate::from_ymd_opt(self.year(), self.month().unsigned_abs(), 1).unwrap_or_default()
+    }
+
+    /// `year × 100 + month`, such as 202601.
+    pub(crate) const fn number(self) -> u32 {
+        self.year().unsigned_abs() * 100 + self.month().unsigned_abs()
     }
 
     const fn year(self) -> i32 {

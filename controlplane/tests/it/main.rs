@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail loudly")]
 
 mod admin;
+mod billing;
 mod cache;
 mod feed;
 mod lifecycle;

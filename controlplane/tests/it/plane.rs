@@ -92,7 +92,8 @@ impl Plane {
         let files = self.files("control");
         let text = format!(
             "region = \"test\"\nhttp.listen = \"127.0.0.1:0\"\nlink.listen = \"{}\"\nadmin.token_file = {:?}\n\
-             tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n",
+             tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n\
+             billing.reconcile_every = \"200ms\"\n",
             self.link,
             self.directory.path().join("tokens"),
             files.ca,
