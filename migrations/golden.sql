@@ -124,7 +124,8 @@ CREATE TABLE public.edges (
     holds bigint DEFAULT 0 NOT NULL,
     last_nack text,
     connected boolean DEFAULT false NOT NULL,
-    last_seen_at timestamp with time zone
+    last_seen_at timestamp with time zone,
+    complete_to timestamp with time zone DEFAULT now() NOT NULL
 );
 
 CREATE TABLE public.files (

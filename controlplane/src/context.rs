@@ -1,5 +1,6 @@
 //! What every part of the running control plane shares.
 
+use crate::backlog::Backlog;
 use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
@@ -16,6 +17,8 @@ pub(crate) struct Context {
     pub(crate) feed: Arc<Feed>,
     /// Where usage goes.
     pub(crate) ingest: Ingest,
+    /// Usage that was received and is not stored yet.
+    pub(crate) backlog: Backlog,
     /// Connected edges.
     pub(crate) edges: Roster<()>,
     /// Connected nodes.

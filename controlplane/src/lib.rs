@@ -6,6 +6,7 @@
 mod action;
 mod admission;
 mod api;
+mod backlog;
 mod budgets;
 mod context;
 mod feed;

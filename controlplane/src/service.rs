@@ -2,6 +2,7 @@
 
 use crate::admission::{BadTokens, Tokens};
 use crate::api::{self, ApiState};
+use crate::backlog::Backlog;
 use crate::budgets;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
@@ -95,8 +96,8 @@ impl ControlPlane {
         let metrics = Arc::new(Metrics::new());
         let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
         let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), settings.keep_months);
-        let context =
-            Arc::new(Context { store, feed, ingest, edges: Roster::default(), nodes: Roster::default(), metrics });
+        let (backlog, edges, nodes) = (Backlog::default(), Roster::default(), Roster::default());
+        let context = Arc::new(Context { store, feed, ingest, backlog, edges, nodes, metrics });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
         let Settings { keep_months, reconcile_every, .. } = *settings;
         Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })

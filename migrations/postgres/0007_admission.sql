@@ -31,5 +31,8 @@ ALTER TABLE organizations ADD COLUMN budget jsonb CHECK (jsonb_typeof(budget) = 
 -- When the last event that was taken in had ended: how far the books go for an edge that is behind with its journal.
 ALTER TABLE usage_ingest ADD COLUMN events_to timestamptz;
 
+-- Usage of every request that had ended by then is in the books. An edge has spent nothing before it first came.
+ALTER TABLE edges ADD COLUMN complete_to timestamptz NOT NULL DEFAULT now();
+
 -- What a budget's publications may be trimmed by without reading the changes of operators, which are kept.
 CREATE INDEX idx_config_log_budgets ON config_log (version) WHERE author = 'billing';

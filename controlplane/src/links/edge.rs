@@ -193,6 +193,7 @@ pub(super) async fn usage(
 
 /// Tries until it succeeds; the caller gives up when the link ends.
 async fn store_batch(name: &str, batch: UsageBatch, context: &Context) {
+    let _waiting = context.backlog.enter(name, &batch.events);
     let (mut pause, longest) = INGEST_RETRY;
     while let Err(error) = context.ingest.take(name, batch.clone(), Utc::now()).await {
         context.metrics.ingest_failures.inc();

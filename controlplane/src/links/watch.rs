@@ -2,7 +2,8 @@
 
 use super::node::set_state;
 use crate::context::Context;
-use crate::store::{StoreError, edges, nodes};
+use crate::store::edges::{self, Live};
+use crate::store::{StoreError, nodes};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -37,8 +38,15 @@ pub(crate) async fn watch_silence(context: Arc<Context>, stop: CancellationToken
 
 async fn stamp(context: &Context) -> Result<(), StoreError> {
     let mut connection = context.store.read().await?;
-    nodes::touch(&mut connection, &context.nodes.names()).await?;
-    edges::touch(&mut connection, &context.edges.names()).await
+    let nodes: Vec<String> = context.nodes.names().into_iter().map(|(name, _)| name).collect();
+    nodes::touch(&mut connection, &nodes).await?;
+    let live = |(name, up): (String, Duration)| Live {
+        steady: up >= edges::BEHIND,
+        waiting: context.backlog.oldest(&name),
+        name,
+    };
+    let edges: Vec<Live> = context.edges.names().into_iter().map(live).collect();
+    edges::touch(&mut connection, &edges).await
 }
 
 async fn give_up_silent(context: &Context) -> Result<(), StoreError> {

@@ -1,5 +1,6 @@
 //! `billing_accounts`, and what organizations have spent of what they may.
 
+use super::edges::BEHIND;
 use super::organizations::Organization;
 use super::partitions::Month;
 use super::{PgConnection, StoreError};
@@ -11,9 +12,6 @@ use uuid::Uuid;
 
 /// Decimal places of amounts in the tables, as of [`Usd`].
 const PLACES: u32 = 12;
-/// An edge is heard of this late, seconds: its link is missed after 6 s of silence, and syncing, shipping and storing
-/// an event takes the rest. Everything that ended before is in the books of an edge that is connected.
-const ALLOWANCE_S: f64 = 15.0;
 /// An edge that was not seen for this long, seconds, is taken to be gone for good: otherwise one that was retired would
 /// hold back every budget for ever. What it still ships is counted when it comes.
 const GONE_S: f64 = 3600.0;
@@ -78,10 +76,9 @@ fn decimal(amount: Usd) -> Option<Decimal> {
 
 /// How organizations stand in a month: those of `ids`, or if `None` those that have a budget or were told of one.
 ///
-/// Sums and `as_of` are of one moment. `as_of` is how far the books are complete: edges write an event to their journal
-/// when a request ends and ship it at once, so that an edge with a link is behind by [`ALLOWANCE_S`] at most, unless its
-/// events are still arriving with a greater delay: then by that. An edge without a link is behind since it was last
-/// seen, until [`GONE_S`]. A request that still runs is spent when it ends.
+/// Sums and `as_of` are of one moment. `as_of` is how far the books are complete, the least over the edges: [`BEHIND`]
+/// for one with a link, see [`super::edges::touch`]; since it was last known for one without, until [`GONE_S`]. A request
+/// that still runs is spent when it ends.
 pub(crate) async fn standings(
     connection: &mut PgConnection,
     month: Month,
@@ -91,23 +88,16 @@ pub(crate) async fn standings(
         .bind(month.first_day())
         .bind(month.plus(1).first_day())
         .bind(ids)
-        .bind(ALLOWANCE_S)
+        .bind(BEHIND.as_secs_f64())
         .bind(GONE_S)
         .fetch_all(connection)
         .await?)
 }
 
 const STANDINGS: &str = "
-WITH per_edge AS (
-    SELECT edges.last_seen_at - make_interval(secs => $4) AS seen_to, latest.events_to
-    FROM edges LEFT JOIN LATERAL (
-        SELECT usage_ingest.events_to, usage_ingest.updated_at FROM usage_ingest
-        WHERE usage_ingest.edge = edges.name ORDER BY usage_ingest.updated_at DESC LIMIT 1
-    ) AS latest ON latest.updated_at > now() - make_interval(secs => $4)
-        AND latest.events_to < latest.updated_at - make_interval(secs => $4)
-    WHERE edges.last_seen_at > now() - make_interval(secs => $5)
-), books AS (
-    SELECT least(now() - make_interval(secs => $4), min(seen_to), min(events_to)) AS as_of FROM per_edge
+WITH books AS (
+    SELECT least(now() - make_interval(secs => $4), min(complete_to)) AS as_of FROM edges
+    WHERE last_seen_at > now() - make_interval(secs => $5)
 )
 SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a.monthly_budget, a.prepaid_balance,
     coalesce(used.spent, 0) AS spent, books.as_of

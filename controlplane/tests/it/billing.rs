@@ -1,7 +1,7 @@
 //! Budgets: what operators set, what edges are told, and what usage does to both.
 
 use crate::peers::{Edge, Kind, Meter};
-use crate::plane::{Plane, Tenant, fields};
+use crate::plane::{Plane, Tenant, eventually, fields};
 use crate::usage::event;
 use chrono::{DateTime, Datelike as _, Utc};
 use reqwest::Method;
@@ -203,28 +203,56 @@ async fn what_edges_are_told_says_how_far_it_is_complete() {
     assert!(budget_of(&edge.routing, &tenant).unwrap().month > 202_501);
 
     // An edge that is away may have spent what nobody knows; one that was retired long ago has not.
-    let seen = async |name: &'static str, ago: &'static str| {
-        let sql = format!(
-            "INSERT INTO edges (name, region, build, last_seen_at) VALUES ('{name}', 'eu', 'b', now() - interval '{ago}')"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&plane.pool).await.unwrap();
-    };
-    seen("retired", "2 hours").await;
-    seen("away", "10 minutes").await;
+    for (name, ago) in [("retired", "2 hours"), ("away", "10 minutes")] {
+        sqlx::query(
+            "INSERT INTO edges (name, region, build, last_seen_at, complete_to)
+             VALUES ($1, 'eu', 'b', now() - $2::text::interval, now() - $2::text::interval)",
+        )
+        .bind(name)
+        .bind(ago)
+        .execute(&plane.pool)
+        .await
+        .unwrap();
+    }
     told(r#"{"as_of_ms": 5}"#).await;
     edge.until_version(before + 3).await;
-    assert!((615..660).contains(&age(&edge)), "{}", age(&edge));
-    // An edge whose journal is still arriving is complete up to what has arrived.
-    sqlx::query(
-        "INSERT INTO usage_ingest (edge, epoch, through_seq, events_to, updated_at)
-         VALUES ('e1', 1, 5, now() - interval '30 minutes', now() + interval '30 seconds')",
-    )
-    .execute(&plane.pool)
-    .await
-    .unwrap();
-    told(r#"{"as_of_ms": 5}"#).await;
-    edge.until_version(before + 4).await;
-    assert!((1800..1860).contains(&age(&edge)), "{}", age(&edge));
+    assert!((600..660).contains(&age(&edge)), "{}", age(&edge));
+}
+
+#[tokio::test]
+async fn the_books_of_an_edge_are_complete_once_its_journal_has_come() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let mut edge = Edge::connect(&plane, "e1", Routing::default()).await;
+    edge.next().await;
+    let books = || async {
+        let sql = "SELECT complete_to, extract(epoch FROM last_seen_at - complete_to)::float8 FROM edges";
+        sqlx::query_as::<_, (DateTime<Utc>, f64)>(sql).fetch_one(&plane.pool).await.unwrap()
+    };
+    let (first, _) = books().await;
+    // What it ships is an hour old: it was away, and there may be more.
+    let hour_old = || event(&tenant, Some("m"), Utc::now() - chrono::Duration::hours(1), 1, 1);
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &[hour_old()]).await;
+    sqlx::query("UPDATE usage_ingest SET updated_at = now() + interval '1 hour'").execute(&plane.pool).await.unwrap();
+    let (then, seen_after) =
+        eventually("stamps after 15 s", || async { Some(books().await).filter(|b| b.1 > 19.0) }).await;
+    assert_eq!(then, first, "{seen_after}");
+    // Nothing followed: that was all.
+    sqlx::query("UPDATE usage_ingest SET updated_at = now() - interval '16 s'").execute(&plane.pool).await.unwrap();
+    let (_, behind) = eventually("the books go on", || async { Some(books().await).filter(|b| b.0 > first) }).await;
+    assert!((14.9..15.1).contains(&behind), "{behind}");
+
+    // A batch that came and cannot be stored yet holds them back as well.
+    let mut locking = plane.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE inference_requests IN EXCLUSIVE MODE").execute(&mut *locking).await.unwrap();
+    meter.send(1, 1, &[hour_old()]).await;
+    eventually("a batch that waits", || async { Some(books().await).filter(|b| b.1 > 19.0) }).await;
+    locking.rollback().await.unwrap();
+    assert_eq!(meter.ack().await.through, 1);
+    let shown = plane.get("/edges").await;
+    assert!(shown["data"][0]["complete_to"].is_string(), "{shown}");
 }
 
 #[tokio::test]
