@@ -137,7 +137,8 @@ pub(crate) async fn patch(
     let account = account(patch, &before)?;
     billing::put(edit.connection(), id, &account).await?;
     let after = standing(edit.connection(), id, month).await?;
-    let amounts = |standing: &Standing| json!({"monthly_budget": standing.monthly_budget(), "prepaid_balance": standing.prepaid_balance()});
+    let amounts =
+        |of: &Standing| json!({"monthly_budget": of.monthly_budget(), "prepaid_balance": of.prepaid_balance()});
     let details = json!({"before": amounts(&before), "after": amounts(&after)});
     audit(&mut edit, operator, "billing.update", ("organization", &id.to_string()), details).await?;
     budgets::tell_if_due(&mut edit, &after, now).await?;

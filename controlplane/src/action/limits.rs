@@ -13,7 +13,7 @@ const MAX_MODELS: usize = 256;
 
 /// Limits of a key or of all keys of an organization together; what is absent is unlimited.
 #[derive(ToSchema)]
-#[schema(example = json!({"requests_per_minute": 600, "models": {"smollm2-135m-instruct": {"concurrent_requests": 4}}}))]
+#[schema(example = json!({"requests_per_minute": 600, "models": {"smollm2-135m": {"concurrent_requests": 4}}}))]
 #[expect(dead_code, reason = "describes LimitSettings, which lives in a crate without OpenAPI")]
 pub(crate) struct Limits {
     /// Requests per minute, at least 1.

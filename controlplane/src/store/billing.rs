@@ -76,9 +76,9 @@ fn decimal(amount: Usd) -> Option<Decimal> {
 
 /// How organizations stand in a month: those of `ids`, or if `None` those that have a budget or were told of one.
 ///
-/// Sums and `as_of` are of one moment. `as_of` is how far the books are complete, the least over the edges: [`BEHIND`]
-/// for one with a link, see [`super::edges::touch`]; since it was last known for one without, until [`GONE_S`]. A request
-/// that still runs is spent when it ends.
+/// Sums and `as_of` are of one moment. `as_of` is how far the books are complete, the least over the edges: up to
+/// [`BEHIND`] ago for one with a link, see [`super::edges::touch`]; up to when that was last so for one without, until
+/// it is [`GONE_S`]. A request that still runs is spent when it ends.
 pub(crate) async fn standings(
     connection: &mut PgConnection,
     month: Month,

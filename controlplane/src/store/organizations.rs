@@ -68,7 +68,7 @@ impl Organization {
             Ok(_) => "a limit of 0".to_owned(),
             Err(error) => error.to_string(),
         };
-        warn!(organization = %self.id, unfit, "settings.rate_limits are not understood and hold nobody back; set them anew");
+        warn!(organization = %self.id, unfit, "settings.rate_limits make no sense and hold nobody back; set them anew");
         LimitSettings::default()
     }
 }

@@ -99,8 +99,8 @@ pub(crate) async fn list(
         "SELECT id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens,
              completion_tokens, total_tokens, estimated, cost_usd, request_size_bytes, response_size_bytes,
              processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
-             error_message, cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge, node,
-             created_at, completed_at
+             error_message, cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge,
+             node, created_at, completed_at
          FROM inference_requests
          WHERE ($1::uuid IS NULL OR organization_id = $1) AND ($2::uuid IS NULL OR api_key_id = $2)
              AND ($3::text IS NULL OR model_id = $3) AND ($4::text IS NULL OR status = $4)

@@ -30,7 +30,8 @@ impl UsageRow {
 }
 
 /// Stores those events that are new and whose organization exists, adds them to the daily sums, debits what is added
-/// from money paid ahead, and notes when keys were last used. Returns how many were stored. An unknown key or model is stored as none.
+/// from money paid ahead, and notes when keys were last used. Returns how many were stored. An unknown key or model is
+/// stored as none.
 ///
 /// One statement: an event is either counted everywhere or nowhere.
 pub(crate) async fn insert(connection: &mut PgConnection, rows: &[UsageRow]) -> Result<u64, StoreError> {

@@ -24,7 +24,8 @@ async fn limits_of_keys_and_organizations_reach_the_edges() {
     let key = plane.post("/api_keys", body).await;
     assert_eq!(key["rate_limits"], limits);
     let path = format!("/organizations/{}", tenant.organization);
-    let settings = json!({"theme": "dark", "rate_limits": {"requests_per_minute": 7, "models": {"m": {"requests_per_minute": 3}}}});
+    let limits = json!({"requests_per_minute": 7, "models": {"m": {"requests_per_minute": 3}}});
+    let settings = json!({"theme": "dark", "rate_limits": limits});
     assert_eq!(plane.call(Method::PATCH, &path, Some(json!({"settings": settings}))).await["settings"], settings);
     edge.until("the organization's limits", |r| r.orgs.values().any(|org| org.limits == requests(7))).await;
     assert_eq!(edge.routing.orgs.values().next().unwrap().model_limits["m"], requests(3));
