@@ -6,7 +6,8 @@ use crate::usage::event;
 use chrono::Utc;
 use reqwest::Method;
 use serde_json::{Value, json};
-use turnpike_config::{CachePolicy, CacheStatus, Routing, UsageEvent};
+use turnpike_config::routing::MAX_PURGED;
+use turnpike_config::{CacheKey, CachePolicy, CacheStatus, Routing, UsageEvent};
 
 #[tokio::test]
 async fn a_models_cache_policy_reaches_the_edges() {
@@ -112,6 +113,30 @@ async fn what_is_purged_stays_purged() {
     let kinds: Vec<&str> = audit.iter().map(|(kind, _)| kind.as_str()).collect();
     assert_eq!(kinds, ["organization", "model", "model", "cached_answer"]);
     assert_eq!(audit[3].1, key);
+}
+
+#[tokio::test]
+async fn the_newest_purges_are_kept_up_to_a_bound() {
+    let mut plane = Plane::start().await;
+    sqlx::query(
+        "INSERT INTO purged_answers (cache_key, purged_at)
+         SELECT lpad(to_hex(n), 64, '0'), now() - make_interval(mins => n) FROM generate_series(1, $1) AS n",
+    )
+    .bind(i32::try_from(MAX_PURGED).unwrap())
+    .execute(&plane.pool)
+    .await
+    .unwrap();
+    let key = "f".repeat(64);
+    plane.post("/cache/purge", json!({"key": key})).await;
+    plane.restart().await;
+    let mut edge = Edge::connect(&plane, "e1", Routing::default()).await;
+    edge.next().await;
+    assert_eq!(edge.routing.purged.len(), MAX_PURGED);
+    assert!(edge.routing.purged.contains_key(&CacheKey::from_hex(&key).unwrap()));
+    let oldest = CacheKey::from_hex(&format!("{MAX_PURGED:064x}")).unwrap();
+    assert!(!edge.routing.purged.contains_key(&oldest));
+    let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM purged_answers").fetch_one(&plane.pool).await.unwrap();
+    assert_eq!(usize::try_from(kept).unwrap(), MAX_PURGED);
 }
 
 #[tokio::test]
