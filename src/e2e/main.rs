@@ -6,6 +6,7 @@ mod engine;
 mod faults;
 mod harness;
 mod lifecycle;
+mod limits;
 mod observability;
 mod protocol;
 mod readme;

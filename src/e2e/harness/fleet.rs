@@ -16,7 +16,7 @@ const TOKEN: &str = "a-token-for-tests-that-is-long-enough-to-be-taken";
 /// Its planes, and the means to ask, stop and start each.
 pub(crate) struct Fleet {
     pub(crate) admin: Admin,
-    /// Base URL of the edge, without `/v1`.
+    /// Base URL of the first edge, without `/v1`.
     pub(crate) edge_url: String,
     /// Where each plane shows `/metrics`, `/livez` and `/readyz`, by plane.
     pub(crate) metrics: BTreeMap<String, String>,
@@ -53,6 +53,11 @@ impl Fleet {
     /// A control plane, an edge, and one node with the echo engine for each name. The engine pauses `token_delay`
     /// (such as `100ms`) before each word.
     pub(crate) async fn start(nodes: &[&str], token_delay: &str) -> Self {
+        Self::start_with(nodes, token_delay, "").await
+    }
+
+    /// The same with further settings for the edge, in TOML.
+    pub(crate) async fn start_with(nodes: &[&str], token_delay: &str, edge_settings: &str) -> Self {
         let postgres = tokio::task::spawn_blocking(|| Postgres::start_temporary().unwrap()).await.unwrap();
         let url = postgres.create_database(DATABASE).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -74,8 +79,7 @@ impl Fleet {
         fleet.write_control(admin_port, &url);
         fleet.start_plane("control").await;
         fleet.register().await;
-        fleet.write_edge();
-        fleet.start_plane("edge").await;
+        fleet.edge_url = fleet.add_edge("edge", edge_settings).await;
         fleet.until_known(&fleet.key).await;
         for node in nodes {
             let engine = format!("engine.kind = \"echo\"\nengine.token_delay = \"{token_delay}\"\n");
@@ -96,16 +100,18 @@ impl Fleet {
         self.write("control", "control", &settings, admin_port);
     }
 
-    fn write_edge(&mut self) {
+    /// Adds an edge, whose name begins with `edge`, with these further settings; returns its base URL.
+    pub(crate) async fn add_edge(&mut self, name: &str, more: &str) -> String {
         let link_port = self.link_port;
         let (port, admin_port) = (free_port(), free_port());
-        self.edge_url = format!("http://127.0.0.1:{port}");
         let settings = format!(
             "region = \"here\"\ndata_dir = \"{}\"\nhttp.listen = \"127.0.0.1:{port}\"\n\
-             admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = \"127.0.0.1:{link_port}\"\n",
-            self.path("edge-data").display()
+             admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = \"127.0.0.1:{link_port}\"\n{more}\n",
+            self.path(&format!("{name}-data")).display()
         );
-        self.write("edge", "edge", &settings, admin_port);
+        self.write(name, "edge", &settings, admin_port);
+        self.start_plane(name).await;
+        format!("http://127.0.0.1:{port}")
     }
 
     /// Adds a node that serves version 1 of a model with this engine, and waits until the edge sends it requests.
@@ -144,7 +150,7 @@ impl Fleet {
     pub(crate) async fn start_plane(&mut self, name: &str) {
         let plane = match name {
             "control" => "controlplane",
-            "edge" => "dataplane",
+            edge if edge.starts_with("edge") => "dataplane",
             _ => "gpu-node",
         };
         let mut command = turnpike();
@@ -226,10 +232,15 @@ impl Fleet {
             found => Err(found.to_string()),
         })
         .await;
-        eventually("the edge serves by the newest routing", async || {
+        self.until_pushed().await;
+    }
+
+    /// Waits until every edge serves by the newest routing.
+    pub(crate) async fn until_pushed(&self) {
+        eventually("the edges serve by the newest routing", async || {
             let head = self.sql("SELECT max(version) FROM config_log");
-            let held = self.sql("SELECT max(holds) FROM edges WHERE connected");
-            if head == held { Ok(()) } else { Err(format!("it holds {held} of {head}")) }
+            let held = self.sql("SELECT min(holds) FROM edges WHERE connected");
+            if head == held { Ok(()) } else { Err(format!("one holds {held} of {head}")) }
         })
         .await;
     }
