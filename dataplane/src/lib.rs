@@ -8,6 +8,8 @@ mod admin;
 mod admit;
 mod auth;
 mod balance;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod body_swap;
 mod bucket;
 mod clock;

@@ -71,12 +71,12 @@ impl Charges {
 
     /// Takes from every limit, or from none. What has to be asked for is asked for at the same time.
     async fn take_all(&mut self, wants: Vec<(Arc<Limit>, u64)>) -> Result<(), Refused> {
-        let Some(limiter) = self.limiter.clone() else { return Ok(()) };
-        let before = self.taken.len();
+        let Some(limiter) = self.limiter.clone().filter(|_| !wants.is_empty()) else { return Ok(()) };
+        let (before, now) = (self.taken.len(), limiter.now_ns());
         let mut asked = Vec::new();
         let mut refusal = None;
         for (limit, units) in wants {
-            match limiter.try_take(&limit, units) {
+            match limiter.try_take(&limit, units, now) {
                 Take::Taken(taken) => self.taken.push((limit, taken)),
                 Take::Denied { until_ns } => {
                     refusal = Some((limit, limiter.denied(until_ns)));
@@ -96,15 +96,17 @@ impl Charges {
             }
         }
         let Some((limit, denied)) = refusal else { return Ok(()) };
+        let now = limiter.now_ns();
         for (limit, taken) in self.taken.drain(before..) {
-            limiter.settle(&limit, taken, 0);
+            limiter.settle(&limit, taken, 0, now);
         }
         Err(refuse(&limit, denied))
     }
 
     /// Corrects what was taken to what was used. `spend` is in millionths of a dollar.
     pub(crate) fn settle(mut self, tokens: u64, spend: u64) {
-        let Some(limiter) = self.limiter.take() else { return };
+        let Some(limiter) = self.limiter.take().filter(|_| !self.taken.is_empty()) else { return };
+        let now = limiter.now_ns();
         for (limit, taken) in self.taken.drain(..) {
             let used = match limit.share.kind() {
                 Kind::Requests => 1,
@@ -112,16 +114,17 @@ impl Charges {
                 Kind::Concurrent => 0,
                 Kind::Spend => spend,
             };
-            limiter.settle(&limit, taken, used);
+            limiter.settle(&limit, taken, used, now);
         }
     }
 }
 
 impl Drop for Charges {
     fn drop(&mut self) {
-        let Some(limiter) = self.limiter.take() else { return };
+        let Some(limiter) = self.limiter.take().filter(|_| !self.taken.is_empty()) else { return };
+        let now = limiter.now_ns();
         for (limit, taken) in self.taken.drain(..) {
-            limiter.settle(&limit, taken, 0);
+            limiter.settle(&limit, taken, 0, now);
         }
     }
 }

@@ -88,10 +88,14 @@ impl Limiter {
         Self { buckets: Buckets::Redis(Box::new(region)), clock, metrics, active: Mutex::default() }
     }
 
-    /// Takes units if the share has them. Neither waits nor allocates.
-    pub(crate) fn try_take(self: &Arc<Self>, limit: &Arc<Limit>, units: u64) -> Take {
-        let now = self.clock.now_ns();
-        let taken = limit.share.take(units, self.reach(limit), now);
+    /// The time on the clock by which shares are kept, nanoseconds.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+
+    /// Takes units if the share has them now. Neither waits nor allocates.
+    pub(crate) fn try_take(self: &Arc<Self>, limit: &Arc<Limit>, units: u64, now_ns: u64) -> Take {
+        let taken = limit.share.take(units, self.reach(limit), now_ns);
         if let Take::Taken(Taken { runs_low: true, .. }) = taken {
             self.ask(limit);
         }
@@ -142,8 +146,8 @@ impl Limiter {
     }
 
     /// Corrects what was taken to what was used.
-    pub(crate) fn settle(&self, limit: &Limit, taken: Taken, used: u64) {
-        limit.share.settle(taken, used, self.reach(limit), self.clock.now_ns());
+    pub(crate) fn settle(&self, limit: &Limit, taken: Taken, used: u64, now_ns: u64) {
+        limit.share.settle(taken, used, self.reach(limit), now_ns);
     }
 
     /// Sends the share's ask, unless one is on its way.
