@@ -10,7 +10,8 @@ pub const MODEL_VERSION: &str = "x-turnpike-model-version";
 pub const RETRYABLE: &str = "x-turnpike-retryable";
 /// Node to edge, before a stream begins: the prompt's exact size in tokens, so that a stream that is cut can be billed.
 pub const PROMPT_TOKENS: &str = "x-turnpike-prompt-tokens";
-/// Client to edge: `on` asks for a cached answer even where sampling would differ, `off` for a fresh one. Edge to client:
+/// Client to edge: `on` asks for a cached answer even where sampling would differ, `off` for a fresh one, `paced` for a
+/// cached stream at the speed of a model. Edge to client:
 /// `hit`, `miss`, `coalesced` or `bypass`, with the answer's age in seconds for hits: `hit; age=12`.
 pub const CACHE: &str = "x-turnpike-cache";
 /// Edge to client: what the answer is cached by, for purging it.

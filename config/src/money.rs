@@ -23,6 +23,12 @@ impl Usd {
     pub fn checked_add(self, other: Self) -> Option<Self> {
         self.pico.checked_add(other.pico).map(|pico| Self { pico })
     }
+
+    /// So many thousandths of it, rounded towards zero.
+    #[must_use]
+    pub fn permille(self, thousandths: u32) -> Self {
+        Self { pico: self.pico.saturating_mul(i128::from(thousandths)) / 1_000 }
+    }
 }
 
 /// Why a text is no amount of money.
@@ -211,6 +217,12 @@ mod tests {
         for bad in ["", ".", "1e-13", "1.2.3", "0x1", "--1", "1e999", "١"] {
             assert!(pico(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn a_part_of_an_amount_is_never_more_than_its_share() {
+        let usd = |pico| Usd { pico };
+        assert_eq!([0, 1, 500, 1_000].map(|n| usd(1_999).permille(n)), [usd(0), usd(1), usd(999), usd(1_999)]);
     }
 
     #[test]

@@ -23,6 +23,10 @@ async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
     let status = edge.journal.status().borrow().clone();
     edge.metrics.journal_durable.set(i64::try_from(status.durable).unwrap_or(i64::MAX));
     edge.metrics.journal_writable.set(i64::from(status.is_writable()));
+    let cache = edge.cache.size();
+    edge.metrics.cache_bytes.set(i64::try_from(cache.bytes).unwrap_or(i64::MAX));
+    edge.metrics.cache_answers.set(i64::try_from(cache.answers).unwrap_or(i64::MAX));
+    edge.metrics.cache_flights.set(i64::try_from(cache.flights).unwrap_or(i64::MAX));
     match edge.metrics.render() {
         Ok(text) => {
             ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()

@@ -1,12 +1,16 @@
 //! From a request's head to a body ready for a node: the stages up to dispatch, in order.
 
 use crate::edge::Edge;
+use crate::fill::Fill;
 use crate::ingress::{self, Ask, Target};
 use crate::limit::{Charges, Need, micros};
 use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, request_id};
+use crate::reuse::{Reuse, reuse};
+use crate::tap::Usage;
 use crate::{auth, body_swap, respond, rewrite};
+use bytes::Bytes;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,9 +46,10 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
                 ask: None,
                 model: None,
                 charges: Charges::default(),
+                cached: None,
                 dispatch: None,
             });
-            return prepare(edge, session, request).await.map(|()| Admitted::Dispatch);
+            return infer(edge, session, request).await;
         }
         Target::ListModels => {
             auth::authorize(&key, Permissions::MODELS_READ)?;
@@ -60,17 +65,35 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
     written.map(|()| Admitted::Answered).map_err(|_| Reject::BodyUnreadable)
 }
 
-/// Body, model, limits: everything an inference request needs before a node is picked.
-async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> Result<(), Reject> {
+/// An inference request: from the cache, or made ready for a node.
+async fn infer(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -> Result<Admitted, Reject> {
+    let body = read(edge, session, request).await?;
+    let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
+    let size = Size::of(metered).ok_or(Reject::Internal)?;
+    let body = match &metered.ask {
+        Some(ask) if generates(metered.endpoint) => rewrite::body(ask, &body, size.longest),
+        _ => body,
+    };
+    let fill = match reuse(edge, session, request, &body, size.most_usage()).await? {
+        Reuse::Answered => return Ok(Admitted::Answered),
+        Reuse::Node(fill) => fill,
+    };
+    reserve(request, size).await?;
+    dispatch(session, request, body, size, fill)?;
+    Ok(Admitted::Dispatch)
+}
+
+/// The body, its model, and what a request takes from limits whatever it asks for.
+async fn read(edge: &Edge, session: &mut Session, request: &mut Request) -> Result<Bytes, Reject> {
     let snapshot = Arc::clone(&request.snapshot);
-    let Some(metered) = &mut request.metered else { return Err(Reject::Internal) };
+    let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
     auth::authorize(&metered.key, Permissions::INFERENCE)?;
     let bounds = &edge.settings.limits;
-    let (key, organization) = (Arc::clone(&metered.key), Arc::clone(&metered.key.org));
+    let key = Arc::clone(&metered.key);
     // A bucket that has to be asked answers while the body arrives.
     let (body, charges) = tokio::join!(
         ingress::read_body(session, bounds.max_body_bytes, bounds.body_timeout),
-        Charges::admit(&edge.limiter, &key.limits, &organization.limits),
+        Charges::admit(&edge.limiter, &key.limits, &key.org.limits),
     );
     let body = body?;
     metered.request_bytes = body.len() as u64;
@@ -79,38 +102,88 @@ async fn prepare(edge: &Edge, session: &mut Session, request: &mut Request) -> R
 
     let model = snapshot.model(&ask.model).ok_or_else(|| Reject::UnknownModel { model: shown(&ask.model) })?;
     metered.model = Some(Arc::clone(model));
-    if !metered.key.may_use(model) {
+    if !key.may_use(model) {
         return Err(Reject::ModelNotAllowed { model: model.record.id.clone() });
     }
     if model.route.is_none() {
         return Err(Reject::NoVersion { model: model.record.id.clone() });
     }
+    Ok(body)
+}
 
-    let prompt = model.live.prompt_tokens(metered.request_bytes).min(model.record.context_length.into());
-    let tokens = prompt + longest_answer(metered.endpoint, ask, model);
+/// What a request may come to.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    /// Tokens of the prompt, judged by its bytes.
+    prompt: u64,
+    /// Tokens needed at the least: the prompt, and the answer if its length was asked for.
+    least: u64,
+    /// Tokens that the prompt and the answer may come to.
+    most: u64,
+    /// Tokens that an answer of open length is held to; `None` leaves it to the engine.
+    longest: Option<u64>,
+}
+
+impl Size {
+    fn of(metered: &Metered) -> Option<Self> {
+        let (ask, model) = (metered.ask.as_ref()?, metered.model.as_ref()?);
+        let prompt = model.live.prompt_tokens(metered.request_bytes).min(model.record.context_length.into());
+        let wished = prompt + longest_answer(metered.endpoint, ask, model);
+        let allowed = metered.within(model).most_tokens();
+        let most = allowed.map_or(wished, |allowed| wished.min(allowed));
+        let counted = allowed.is_some() || metered.key.org.limits.budget.is_some();
+        let longest = counted.then(|| most.saturating_sub(prompt).max(1));
+        Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(0), most, longest })
+    }
+
+    fn most_usage(&self) -> Usage {
+        Usage { prompt_tokens: to_u32(self.prompt), completion_tokens: to_u32(self.most.saturating_sub(self.prompt)) }
+    }
+}
+
+/// Takes what the answer of a node may come to from the limits.
+async fn reserve(request: &mut Request, size: Size) -> Result<(), Reject> {
+    let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
+    let model = metered.model.clone().ok_or(Reject::Internal)?;
+    let most = size.most_usage();
     let need = Need {
-        least_tokens: prompt + ask.max_tokens.unwrap_or(0),
-        tokens,
-        spend: micros(model.record.price.cost(to_u32(prompt), to_u32(tokens - prompt)).pico),
+        least_tokens: size.least,
+        tokens: size.most,
+        spend: micros(model.record.price.cost(most.prompt_tokens, most.completion_tokens).pico),
     };
-    let id = &model.record.id;
-    let reserved = metered.charges.reserve(id, &key.limits, &organization.limits, need).await?;
+    let mut charges = std::mem::take(&mut metered.charges);
+    // Entered before the cache was asked, if it was.
+    let within = metered.within(&model);
+    let reserved = match metered.cached.as_ref().and_then(|cached| cached.key) {
+        Some(_) => charges.reserve(&within, need).await,
+        None => charges.enter_and_reserve(&within, need).await,
+    };
+    metered.charges = charges;
+    Ok(reserved?)
+}
 
-    let generates = generates(metered.endpoint);
-    let longest = (reserved.is_some() || organization.limits.budget.is_some())
-        .then(|| reserved.unwrap_or(tokens).saturating_sub(prompt).max(1));
-    let body = if generates { rewrite::body(ask, &body, longest) } else { body };
+/// Makes the request ready for a node.
+fn dispatch(
+    session: &mut Session,
+    request: &mut Request,
+    body: Bytes,
+    size: Size,
+    fill: Option<Box<Fill>>,
+) -> Result<(), Reject> {
+    let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
+    let audience = fill.as_ref().and_then(|fill| fill.audience());
     metered.dispatch = Some(Dispatch {
-        swapped: body_swap::put_in(session, body.clone()),
+        swapped: body_swap::put_in(session, body.clone(), audience),
         body,
-        tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
-        prompt_estimate: to_u32(prompt),
+        tokens: i64::try_from(size.most).unwrap_or(i64::MAX),
+        prompt_estimate: to_u32(size.prompt),
         assignment: None,
         tried: Vec::new(),
         sent_at: None,
         first_byte_at: None,
         node_status: 0,
         tap: None,
+        fill,
     });
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What the benchmarks measure; not part of the edge.
 
 use crate::clock::Clock;
-use crate::limit::{Charges, Limiter, Limits, Need, Owner};
+use crate::limit::{Charges, Limiter, Limits, Need, Owner, Within};
 use crate::metrics::Metrics;
 use futures::FutureExt as _;
 use std::sync::Arc;
@@ -32,7 +32,8 @@ impl Admission {
         let admitted = async {
             let mut charges = Charges::admit(&self.limiter, &self.key, &self.organization).await.ok()?;
             let need = Need { least_tokens: 100, tokens: 200, spend: 0 };
-            charges.reserve("m", &self.key, &self.organization, need).await.ok()?;
+            let within = Within { model: "m", key: &self.key, organization: &self.organization };
+            charges.enter_and_reserve(&within, need).await.ok()?;
             charges.settle(150, 0);
             Some(())
         };

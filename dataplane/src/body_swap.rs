@@ -4,30 +4,50 @@
 //! name is in the body, so the edge reads all of it first, and then stands a session in front of the client's own that
 //! hands the (possibly rewritten) body out as the "retry buffer", whatever its size. [`take_out`] puts the client's own
 //! session back, without which its connection could not be kept alive.
+//!
+//! It also lets an answer that others listen to go on when the client who asked first has left.
 
+use crate::cache::Audience;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
 use http::HeaderMap;
-use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::custom::{CustomMessageWrite, server::Session as CustomSession};
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// How often is looked whether anybody still listens to an answer whose client has left.
+const AUDIENCE_POLL: Duration = Duration::from_millis(50);
+
 /// Where the client's own session waits to be put back.
 #[derive(Clone)]
-pub(crate) struct Swapped(Arc<Mutex<Option<ServerSession>>>);
+pub(crate) struct Swapped(Arc<Place>);
 
-/// From here on the request's body is `body`.
-pub(crate) fn put_in(session: &mut Session, body: Bytes) -> Swapped {
+#[derive(Default)]
+struct Place {
+    own: Mutex<Option<ServerSession>>,
+    client_left: AtomicBool,
+}
+
+impl Swapped {
+    /// Whether the client left while the answer went on for others.
+    pub(crate) fn client_left(&self) -> bool {
+        self.0.client_left.load(Ordering::Relaxed)
+    }
+}
+
+/// From here on the request's body is `body`. While `audience` listens, a client that leaves does not end the answer.
+pub(crate) fn put_in(session: &mut Session, body: Bytes, audience: Option<Audience>) -> Swapped {
     let swapped = Swapped(Arc::default());
     let inner = std::mem::replace(&mut *session.downstream_session, placeholder());
-    let replay = ReplaySession { inner, own: swapped.clone(), body };
+    let replay = ReplaySession { inner, own: swapped.clone(), body, audience };
     *session.downstream_session = ServerSession::new_custom(Box::new(replay));
     swapped
 }
@@ -36,7 +56,7 @@ pub(crate) fn put_in(session: &mut Session, body: Bytes) -> Swapped {
 pub(crate) fn take_out(session: &mut Session, swapped: &Swapped) {
     // The only method of the trait that Pingora never calls itself serves as the signal to let go of the session.
     session.downstream_session.set_proxy_tasks_enabled(true);
-    let own = swapped.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let own = swapped.0.own.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(own) = own {
         *session.downstream_session = own;
     }
@@ -51,6 +71,33 @@ struct ReplaySession {
     inner: ServerSession,
     own: Swapped,
     body: Bytes,
+    audience: Option<Audience>,
+}
+
+impl ReplaySession {
+    fn goes_on(&self) -> bool {
+        self.audience.as_ref().is_some_and(Audience::is_listening)
+    }
+
+    /// An error of the client's connection ends the answer, unless others listen.
+    fn bear<T>(&self, written: Result<T>, otherwise: T) -> Result<T> {
+        match written {
+            Err(_) if self.goes_on() => {
+                self.own.0.client_left.store(true, Ordering::Relaxed);
+                Ok(otherwise)
+            }
+            other => other,
+        }
+    }
+
+    /// `Some` once the client has left: what writing to it comes to.
+    fn left<T>(&self, otherwise: T) -> Option<Result<T>> {
+        self.own.client_left().then(|| self.bear(Err(gone()), otherwise))
+    }
+}
+
+fn gone() -> Box<Error> {
+    Error::explain(ErrorType::ConnectionClosed, "the client left").into_down()
 }
 
 type MessageReader = Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
@@ -60,7 +107,7 @@ impl CustomSession for ReplaySession {
     fn set_proxy_tasks_enabled(&mut self, enabled: bool) {
         if enabled {
             let inner = std::mem::replace(&mut self.inner, placeholder());
-            *self.own.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(inner);
+            *self.own.0.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(inner);
         }
     }
 
@@ -93,8 +140,18 @@ impl CustomSession for ReplaySession {
     }
 
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        // Nothing is left to read: this waits until the client goes away.
-        self.inner.read_body_or_idle(true).await
+        // Nothing is left to read: this waits until the client goes away, and then until nobody listens any more.
+        if !self.own.client_left() {
+            let read = self.inner.read_body_or_idle(true).await;
+            if read.is_ok() {
+                return read;
+            }
+            self.bear(read, None)?;
+        }
+        while self.goes_on() {
+            tokio::time::sleep(AUDIENCE_POLL).await;
+        }
+        Err(gone())
     }
 
     // Everything else is the client's own session's.
@@ -108,23 +165,44 @@ impl CustomSession for ReplaySession {
     }
 
     async fn write_response_header(&mut self, response: Box<ResponseHeader>, _end: bool) -> Result<()> {
-        self.inner.write_response_header(response).await
+        if let Some(outcome) = self.left(()) {
+            return outcome;
+        }
+        let written = self.inner.write_response_header(response).await;
+        self.bear(written, ())
     }
 
     async fn write_response_header_ref(&mut self, response: &ResponseHeader, _end: bool) -> Result<()> {
-        self.inner.write_response_header_ref(response).await
+        if let Some(outcome) = self.left(()) {
+            return outcome;
+        }
+        let written = self.inner.write_response_header_ref(response).await;
+        self.bear(written, ())
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        self.inner.write_response_body(data, end).await
+        if let Some(outcome) = self.left(()) {
+            return outcome;
+        }
+        let written = self.inner.write_response_body(data, end).await;
+        self.bear(written, ())
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.inner.write_response_trailers(trailers).await
+        if let Some(outcome) = self.left(()) {
+            return outcome;
+        }
+        let written = self.inner.write_response_trailers(trailers).await;
+        self.bear(written, ())
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        self.inner.response_duplex_vec(tasks).await
+        let ends = tasks.iter().any(HttpTask::is_end);
+        if let Some(outcome) = self.left(ends) {
+            return outcome;
+        }
+        let written = self.inner.response_duplex_vec(tasks).await;
+        self.bear(written, ends)
     }
 
     fn set_read_timeout(&mut self, timeout: Option<Duration>) {
@@ -164,7 +242,11 @@ impl CustomSession for ReplaySession {
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.inner.finish_body().await
+        if let Some(outcome) = self.left(()) {
+            return outcome;
+        }
+        let written = self.inner.finish_body().await;
+        self.bear(written, ())
     }
 
     fn body_bytes_sent(&self) -> usize {

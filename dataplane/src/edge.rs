@@ -1,7 +1,7 @@
 //! What all requests of an edge share.
 
 use crate::bucket::Bucket;
-use crate::clock::Clock;
+use crate::cache::ResponseCache;
 use crate::journal::Journal;
 use crate::limit::Limiter;
 use crate::live::Snapshot;
@@ -27,13 +27,13 @@ pub(crate) struct Edge {
     pub(crate) certificate: Arc<CertKey>,
     pub(crate) retry_budget: Bucket,
     pub(crate) limiter: Arc<Limiter>,
+    pub(crate) cache: ResponseCache,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
     /// The client port takes connections.
     pub(crate) listening: AtomicBool,
     /// No new requests: a stop was asked for.
     pub(crate) draining: AtomicBool,
-    clock: Clock,
 }
 
 impl Edge {
@@ -44,7 +44,7 @@ impl Edge {
         journal: Journal,
         metrics: Arc<Metrics>,
         limiter: Arc<Limiter>,
-        clock: Clock,
+        cache: ResponseCache,
     ) -> Self {
         Self {
             settings,
@@ -55,15 +55,15 @@ impl Edge {
             certificate: Arc::new(certificate),
             retry_budget: Bucket::new(RETRIES_PER_MINUTE),
             limiter,
+            cache,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
-            clock,
         }
     }
 
     /// Nanoseconds on the edge's monotonic clock; what limits and rests are measured by.
     pub(crate) fn now_ns(&self) -> u64 {
-        self.clock.now_ns()
+        self.limiter.now_ns()
     }
 }

@@ -103,7 +103,7 @@ async fn next_piece(session: &mut Session) -> Result<Option<Bytes>, Reject> {
 }
 
 /// The part of a request's JSON that the edge acts on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ask {
     pub(crate) model: String,
     pub(crate) stream: bool,
@@ -113,6 +113,8 @@ pub(crate) struct Ask {
     pub(crate) max_tokens: Option<u64>,
     /// Answers asked for.
     pub(crate) choices: u64,
+    /// `None` also for what is no number: the node refuses it.
+    pub(crate) temperature: Option<f64>,
     /// Where in the body a longest answer of `null` stands.
     pub(crate) null_max_tokens: Option<Range<usize>>,
     /// Where in the body the value of `stream_options` stands.
@@ -131,6 +133,8 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
         #[serde(borrow, default, deserialize_with = "present")]
         max_completion_tokens: Option<&'a RawValue>,
         n: Option<u64>,
+        #[serde(borrow)]
+        temperature: Option<&'a RawValue>,
         #[serde(borrow, default, deserialize_with = "present")]
         stream_options: Option<&'a RawValue>,
     }
@@ -163,6 +167,7 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
         include_usage: options.and_then(|o| o.include_usage).unwrap_or(false),
         max_tokens: answer.map(|tokens| tokens.saturating_mul(choices)),
         choices,
+        temperature: peek.temperature.and_then(|raw| raw.get().parse().ok()),
         null_max_tokens: null.map(|raw| range_within(text, raw.get())),
         stream_options: peek.stream_options.map(|raw| range_within(text, raw.get())),
     })

@@ -12,9 +12,11 @@ mod balance;
 pub mod bench;
 mod body_swap;
 mod bucket;
+mod cache;
 mod clock;
 mod edge;
 mod files;
+mod fill;
 mod ingress;
 mod journal;
 mod limit;
@@ -26,6 +28,7 @@ mod redis_client;
 mod reject;
 mod request;
 mod respond;
+mod reuse;
 mod rewrite;
 mod routing_file;
 mod server;
@@ -38,6 +41,7 @@ pub use journal::JournalError;
 pub use redis_client::BadRedis;
 pub use settings::{Limits, RedisSettings, Settings};
 
+use cache::{ResponseCache, SharedAnswers};
 use clock::Clock;
 use edge::Edge;
 use journal::Journal;
@@ -121,21 +125,30 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
         .build()
         .map_err(Error::Runtime)?;
     let clock = Clock::start();
-    let limiter = {
+    let redis = {
         let _inside = runtime.enter();
-        Arc::new(limiter(&settings, &own.name, clock, &metrics)?)
+        settings.redis.as_ref().map(RedisClient::new).transpose()?
     };
-    let edge = Arc::new(Edge::new(settings, own.name, certificate, journal, metrics, limiter, clock));
+    let limiter = Arc::new(limiter(&settings, redis.clone(), &own.name, clock, &metrics));
+    let shared = redis.map(|client| SharedAnswers::new(client, clock));
+    let cache = ResponseCache::new(settings.cache_max_bytes, shared);
+    let edge = Arc::new(Edge::new(settings, own.name, certificate, journal, metrics, limiter, cache));
     runtime.block_on(serve(edge, identity, shutdown))
 }
 
 /// Limits are kept in the region's Redis, or here if there is none.
-fn limiter(settings: &Settings, name: &str, clock: Clock, metrics: &Arc<Metrics>) -> Result<Limiter, BadRedis> {
+fn limiter(
+    settings: &Settings,
+    client: Option<RedisClient>,
+    name: &str,
+    clock: Clock,
+    metrics: &Arc<Metrics>,
+) -> Limiter {
     let metrics = Arc::clone(metrics);
-    Ok(match &settings.redis {
-        Some(redis) => Limiter::shared(RedisClient::new(redis)?, name, redis.slow, redis.edges, clock, metrics),
-        None => Limiter::alone(clock, metrics),
-    })
+    match (client, &settings.redis) {
+        (Some(client), Some(redis)) => Limiter::shared(client, name, redis.slow, redis.edges, clock, metrics),
+        _ => Limiter::alone(clock, metrics),
+    }
 }
 
 fn listen_error(address: SocketAddr, setting: &'static str) -> impl FnOnce(std::io::Error) -> Error {

@@ -4,12 +4,14 @@
 //! between successive snapshots, so that a push never resets a limit.
 
 use crate::limit::{Limits, Owner};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use turnpike_config::link::{Role, domain};
-use turnpike_config::{KeyDigest, KeyRecord, ModelRecord, NodeRecord, NodeState, NodeUrl, OrgId, OrgRecord, Routing};
+use turnpike_config::{
+    CacheKey, KeyDigest, KeyRecord, ModelRecord, NodeRecord, NodeState, NodeUrl, OrgId, OrgRecord, Routing, Usd,
+};
 
 /// The routing, indexed for lookups.
 #[derive(Debug, Default)]
@@ -21,12 +23,16 @@ pub(crate) struct Snapshot {
     nodes: HashMap<String, Arc<Node>>,
     /// Ids of switched-on models in order, for listings.
     listing: Vec<Arc<Model>>,
+    /// Purged answers, with the Unix milliseconds of their purge.
+    purged: BTreeMap<CacheKey, u64>,
 }
 
 /// An organization with its limits.
 #[derive(Debug)]
 pub(crate) struct Org {
     pub(crate) limits: Limits,
+    /// Part of the key of every cached answer.
+    pub(crate) cache_generation: u32,
 }
 
 /// A key with its limits and its organization.
@@ -54,6 +60,13 @@ pub(crate) struct Model {
     /// `None` while no version is both default and active.
     pub(crate) route: Option<Route>,
     pub(crate) live: Arc<ModelLive>,
+}
+
+impl Model {
+    /// What so many tokens cost when no node has made them.
+    pub(crate) fn reuse_cost(&self, prompt_tokens: u32, completion_tokens: u32) -> Usd {
+        self.record.price.cost(prompt_tokens, completion_tokens).permille(self.record.cache.price_permille)
+    }
 }
 
 /// What is learnt of a model, kept across snapshots.
@@ -170,6 +183,11 @@ impl Snapshot {
         self.listing.iter()
     }
 
+    /// Unix milliseconds of when an answer was purged; 0 if it was not.
+    pub(crate) fn purged_at_ms(&self, key: &CacheKey) -> u64 {
+        self.purged.get(key).copied().unwrap_or(0)
+    }
+
     pub(crate) fn key_count(&self) -> usize {
         self.keys.len()
     }
@@ -218,14 +236,16 @@ impl Snapshot {
                 Some((record.digest, Arc::new(compile_key(record, org, before))))
             })
             .collect();
-        (Self { version: routing.version, orgs, keys, models, nodes, listing }, unreachable)
+        let purged = routing.purged.clone();
+        (Self { version: routing.version, orgs, keys, models, nodes, listing, purged }, unreachable)
     }
 }
 
 fn compile_org(record: &OrgRecord, previous: Option<&Arc<Org>>) -> Org {
     let (owner, before) = (Owner::Organization(record.id), previous.map(|org| &org.limits));
     let limits = Limits::compile(owner, record.limits, &record.model_limits, before);
-    Org { limits: limits.with_budget(owner, record.budget.as_ref(), before) }
+    let limits = limits.with_budget(owner, record.budget.as_ref(), before);
+    Org { limits, cache_generation: record.cache_generation }
 }
 
 fn compile_key(record: &KeyRecord, org: Arc<Org>, previous: Option<&Arc<Key>>) -> Key {

@@ -2,13 +2,14 @@
 
 use crate::edge::Edge;
 use crate::limit::micros;
+use crate::live::Model;
 use crate::reject::Reject;
-use crate::request::{Dispatch, Metered, Request};
+use crate::request::{Dispatch, Metered, Request, Served};
 use http::header::USER_AGENT;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 use std::time::{Duration, Instant};
-use turnpike_config::{RequestStatus, UsageEvent};
+use turnpike_config::{RequestStatus, UsageEvent, Usd};
 
 const USER_AGENT_BYTES: usize = 256;
 
@@ -34,13 +35,15 @@ pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, erro
         return;
     };
     let now = Instant::now();
-    let tokens = metered.dispatch.as_ref().map_or_else(Tokens::default, tokens);
+    let tokens = tokens(&metered);
     if let (Some(model), false) = (&metered.model, tokens.estimated) {
         model.live.learn(metered.request_bytes, tokens.prompt);
     }
-    let end = end(request, metered.dispatch.as_ref(), error);
+    let end = end(request, &metered, error);
     let event = event(edge, session, request, &metered, tokens, end, now);
-    std::mem::take(&mut metered.charges).settle(event.total_tokens(), micros(event.cost.pico));
+    // Limits are on what nodes work on.
+    let used = if is_reuse(&metered) { 0 } else { event.total_tokens() };
+    std::mem::take(&mut metered.charges).settle(used, micros(event.cost.pico));
     if matches!(event.status, RequestStatus::Error | RequestStatus::Timeout) && event.http_status >= 500 {
         tracing::warn!(
             request_id = request.request_id,
@@ -54,8 +57,20 @@ pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, erro
     metered.permit.record(event);
 }
 
+fn is_reuse(metered: &Metered) -> bool {
+    metered.cached.as_ref().is_some_and(|cached| cached.status.is_reuse())
+}
+
+fn served(metered: &Metered) -> Option<Served> {
+    metered.cached.as_ref()?.served
+}
+
 /// The engine's count if it came; else what passed to the client, once anything did.
-fn tokens(dispatch: &Dispatch) -> Tokens {
+fn tokens(metered: &Metered) -> Tokens {
+    if let Some(Served { usage, complete, .. }) = served(metered) {
+        return Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated: !complete };
+    }
+    let Some(dispatch) = &metered.dispatch else { return Tokens::default() };
     let Some(tap) = &dispatch.tap else { return Tokens::default() };
     match tap.usage() {
         Some(usage) => Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated: false },
@@ -66,9 +81,13 @@ fn tokens(dispatch: &Dispatch) -> Tokens {
     }
 }
 
-fn end(request: &Request, dispatch: Option<&Dispatch>, error: Option<&Error>) -> End {
+fn end(request: &Request, metered: &Metered, error: Option<&Error>) -> End {
     let failed = |status, code: &str| End { status, code: Some(code.to_owned()), message: None };
-    if error.is_some_and(|e| matches!(e.esource(), ErrorSource::Downstream)) {
+    let (dispatch, served) = (metered.dispatch.as_ref(), served(metered));
+    if error.is_some_and(|e| matches!(e.esource(), ErrorSource::Downstream))
+        || dispatch.is_some_and(|dispatch| dispatch.swapped.client_left())
+        || served.is_some_and(|served| !served.complete)
+    {
         return failed(RequestStatus::ClientGone, "client_gone");
     }
     if let Some(reject) = &request.reject {
@@ -79,6 +98,7 @@ fn end(request: &Request, dispatch: Option<&Dispatch>, error: Option<&Error>) ->
         return End { status: reject.request_status(), code: Some(answer.code.to_owned()), message };
     }
     match dispatch {
+        None if served.is_some() => End { status: RequestStatus::Success, code: None, message: None },
         Some(dispatch) if dispatch.node_status >= 400 => failed(RequestStatus::Error, "engine_refused"),
         Some(dispatch) if error.is_none() && dispatch.tap.as_ref().is_none_or(|tap| tap.is_complete()) => {
             End { status: RequestStatus::Success, code: None, message: None }
@@ -114,13 +134,13 @@ fn event(
         prompt_tokens: tokens.prompt,
         completion_tokens: tokens.completion,
         estimated: tokens.estimated,
-        cost: model.map(|model| model.record.price.cost(tokens.prompt, tokens.completion)).unwrap_or_default(),
+        cost: model.map(|model| cost(model, tokens, is_reuse(metered))).unwrap_or_default(),
         request_bytes: metered.request_bytes,
         response_bytes: session.body_bytes_sent() as u64,
         processing_ms: sent_at.map_or(0, |sent| millis(now - sent)),
         queue_ms: millis(sent_at.unwrap_or(now) - request.arrived),
         total_ms: millis(now - request.arrived),
-        first_byte_ms: dispatch.and_then(|d| d.first_byte_at).map(|first| millis(first - request.arrived)),
+        first_byte_ms: first_byte_at(metered).map(|first| millis(first - request.arrived)),
         region: edge.settings.region.clone(),
         edge: edge.name.clone(),
         node: dispatch.and_then(last_node),
@@ -128,8 +148,18 @@ fn event(
         client_ip: client.map(|address| address.ip().to_string()),
         streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
         retries: dispatch.map_or(0, |d| u8::try_from(d.tried.len().saturating_sub(1)).unwrap_or(u8::MAX)),
-        cache: None,
+        cache: metered.cached.as_ref().map(|cached| cached.status),
     }
+}
+
+fn cost(model: &Model, tokens: Tokens, reused: bool) -> Usd {
+    let (prompt, completion) = (tokens.prompt, tokens.completion);
+    if reused { model.reuse_cost(prompt, completion) } else { model.record.price.cost(prompt, completion) }
+}
+
+fn first_byte_at(metered: &Metered) -> Option<Instant> {
+    let served = || served(metered)?.first_byte_at;
+    metered.dispatch.as_ref().and_then(|dispatch| dispatch.first_byte_at).or_else(served)
 }
 
 fn last_node(dispatch: &Dispatch) -> Option<String> {

@@ -19,6 +19,11 @@ struct RequestLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabels {
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndpointLabel {
     endpoint: &'static str,
 }
@@ -35,6 +40,7 @@ pub(crate) struct Metrics {
     duration: Family<EndpointLabel, Histogram, fn() -> Histogram>,
     first_byte: Family<EndpointLabel, Histogram, fn() -> Histogram>,
     tokens: Family<TokenLabels, Counter>,
+    cached: Family<CacheLabels, Counter>,
     /// Requests refused before a key was accepted, or that were no inference.
     pub(crate) unmetered: Counter,
     /// Connections closed because too many were open.
@@ -56,6 +62,10 @@ pub(crate) struct Metrics {
     pub(crate) limiter_untold: Counter,
     /// 1 while Redis cannot be reached and limits are divided by the number of edges.
     pub(crate) limiter_alone: Gauge,
+    /// Answers kept in this process, their bytes, and answers being made that others may wait for.
+    pub(crate) cache_answers: Gauge,
+    pub(crate) cache_bytes: Gauge,
+    pub(crate) cache_flights: Gauge,
     /// 1 while the link to the control plane stands.
     pub(crate) linked: Gauge,
     /// Journal positions: durable on disk, and stored by the control plane.
@@ -78,6 +88,7 @@ impl Metrics {
             duration: Family::new_with_constructor(latency),
             first_byte: Family::new_with_constructor(latency),
             tokens: Family::default(),
+            cached: Family::default(),
             unmetered: Counter::default(),
             connections_refused: Counter::default(),
             retries: Counter::default(),
@@ -90,6 +101,9 @@ impl Metrics {
             limiter_slow: Counter::default(),
             limiter_untold: Counter::default(),
             limiter_alone: Gauge::default(),
+            cache_answers: Gauge::default(),
+            cache_bytes: Gauge::default(),
+            cache_flights: Gauge::default(),
             linked: Gauge::default(),
             journal_durable: Gauge::default(),
             journal_shipped: Gauge::default(),
@@ -118,6 +132,11 @@ impl Metrics {
         r.register("limiter_slow_asks", "Those without an answer in time", self.limiter_slow.clone());
         r.register("limiter_untold", "Requests refused since no bucket answered", self.limiter_untold.clone());
         r.register("limiter_alone", "1 while limits are divided by the edges", self.limiter_alone.clone());
+        r.register("cache_requests", "Requests that the response cache had a part in", self.cached.clone());
+        r.register("cache_answers", "Answers kept in this process", self.cache_answers.clone());
+        let kept = "Size of the answers kept in this process";
+        r.register_with_unit("cache_size", kept, Unit::Bytes, self.cache_bytes.clone());
+        r.register("cache_flights", "Answers being made that others may wait for", self.cache_flights.clone());
         r.register("control_link_up", "1 while linked to the control plane", self.linked.clone());
         r.register("journal_durable_events", "Usage events synced to disk, ever", self.journal_durable.clone());
         r.register("journal_shipped_events", "Usage events stored by the control plane", self.journal_shipped.clone());
@@ -132,6 +151,9 @@ impl Metrics {
         self.duration.get_or_create(&label).observe(f64::from(event.total_ms) / 1000.0);
         if let Some(first) = event.first_byte_ms {
             self.first_byte.get_or_create(&label).observe(f64::from(first) / 1000.0);
+        }
+        if let Some(status) = event.cache {
+            self.cached.get_or_create(&CacheLabels { status: status.name() }).inc();
         }
         self.tokens.get_or_create(&TokenLabels { direction: "input" }).inc_by(event.prompt_tokens.into());
         self.tokens.get_or_create(&TokenLabels { direction: "output" }).inc_by(event.completion_tokens.into());

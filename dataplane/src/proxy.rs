@@ -3,9 +3,9 @@
 use crate::admit::{Admitted, admit};
 use crate::edge::Edge;
 use crate::reject::Reject;
-use crate::request::Request;
+use crate::request::{Request, unix_ms};
 use crate::tap::Tap;
-use crate::{balance, body_swap, limit, meter, respond, rewrite};
+use crate::{balance, body_swap, meter, respond, rewrite};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -116,14 +116,11 @@ impl ProxyHttp for Proxy {
         for name in ["server", headers::PROMPT_TOKENS, headers::RETRYABLE] {
             head.remove_header(name);
         }
-        head.insert_header(headers::REQUEST_ID, &request.request_id)?;
+        respond::tell(head, request, self.edge.now_ns())?;
         let Some(metered) = &mut request.metered else { return Ok(()) };
-        let model = metered.model.as_ref().map(|model| model.record.id.as_str());
-        for (name, value) in limit::headers(model, &metered.key.limits, &metered.key.org.limits, self.edge.now_ns()) {
-            head.insert_header(name, value)?;
-        }
         let wants_usage = metered.ask.as_ref().is_some_and(|ask| ask.include_usage);
         let Some(dispatch) = &mut metered.dispatch else { return Ok(()) };
+        dispatch.fill.take_if(|fill| !fill.begin(head));
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if content_type.starts_with("text/event-stream") {
             dispatch.tap = Some(Tap::stream(!wants_usage));
@@ -148,8 +145,15 @@ impl ProxyHttp for Proxy {
         if body.as_ref().is_some_and(|bytes| !bytes.is_empty()) {
             dispatch.first_byte_at.get_or_insert_with(Instant::now);
         }
+        if let Some(piece) = body {
+            dispatch.fill.take_if(|fill| !fill.take(piece));
+        }
         if let Some(tap) = &mut dispatch.tap {
             *body = tap.pass(body.take(), end_of_stream);
+        }
+        if end_of_stream && let Some(fill) = dispatch.fill.take() {
+            let usage = dispatch.tap.as_ref().and_then(Tap::usage);
+            fill.finish(usage, &self.edge.cache, unix_ms());
         }
         Ok(None)
     }

@@ -3,16 +3,17 @@
 use crate::balance::Assignment;
 use crate::body_swap::Swapped;
 use crate::edge::Edge;
+use crate::fill::Fill;
 use crate::ingress::Ask;
 use crate::journal::Permit;
-use crate::limit::Charges;
+use crate::limit::{Charges, Within};
 use crate::live::{Key, Model, Snapshot};
 use crate::reject::Reject;
-use crate::tap::Tap;
+use crate::tap::{Tap, Usage};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use turnpike_config::{Endpoint, EventId};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use turnpike_config::{CacheKey, CacheStatus, Endpoint, EventId};
 use uuid::{NoContext, Timestamp, Uuid};
 
 /// One request's context.
@@ -39,7 +40,29 @@ pub(crate) struct Metered {
     pub(crate) ask: Option<Ask>,
     pub(crate) model: Option<Arc<Model>>,
     pub(crate) charges: Charges,
+    /// What the cache did; `None` where nobody spoke of caching.
+    pub(crate) cached: Option<Cached>,
     pub(crate) dispatch: Option<Dispatch>,
+}
+
+/// What the cache did for a request.
+pub(crate) struct Cached {
+    pub(crate) status: CacheStatus,
+    /// What the answer is kept by, if it may be kept.
+    pub(crate) key: Option<CacheKey>,
+    /// Age of an answer that was kept, seconds.
+    pub(crate) age_s: u64,
+    /// Set if no node was asked.
+    pub(crate) served: Option<Served>,
+}
+
+/// An answer that no node made for this request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Served {
+    pub(crate) usage: Usage,
+    pub(crate) first_byte_at: Option<Instant>,
+    /// The client got all of it.
+    pub(crate) complete: bool,
 }
 
 /// A request on its way to nodes.
@@ -57,16 +80,25 @@ pub(crate) struct Dispatch {
     pub(crate) first_byte_at: Option<Instant>,
     pub(crate) node_status: u16,
     pub(crate) tap: Option<Tap>,
+    /// The answer is to be kept, and others may be waiting for it.
+    pub(crate) fill: Option<Box<Fill>>,
+}
+
+impl Metered {
+    /// The limits that it meets within its model.
+    pub(crate) fn within<'a>(&'a self, model: &'a Model) -> Within<'a> {
+        Within { model: &model.record.id, key: &self.key.limits, organization: &self.key.org.limits }
+    }
 }
 
 impl Request {
     pub(crate) fn begin(edge: &Arc<Edge>) -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = since_epoch();
         let stamp = Timestamp::from_unix(NoContext, since_epoch.as_secs(), since_epoch.subsec_nanos());
         Self {
             snapshot: edge.snapshot.load_full(),
             arrived: Instant::now(),
-            arrived_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+            arrived_unix_ms: millis(since_epoch),
             id: EventId(Uuid::new_v7(stamp)),
             request_id: String::new(),
             reject: None,
@@ -79,6 +111,19 @@ impl Request {
     pub(crate) fn dispatch(&mut self) -> Option<&mut Dispatch> {
         self.metered.as_mut()?.dispatch.as_mut()
     }
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn millis(since_epoch: Duration) -> u64 {
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Now, Unix milliseconds.
+pub(crate) fn unix_ms() -> u64 {
+    millis(since_epoch())
 }
 
 /// Counts the request as running until dropped, so that a drain knows when it is over.

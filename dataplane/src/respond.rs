@@ -1,16 +1,19 @@
 //! Answers that the edge writes itself.
 
+use crate::limit;
 use crate::live::{Key, Model};
 use crate::reject::{Answer, Reject};
 use crate::request::Request;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use serde_json::{Value, json};
-use turnpike_config::headers;
+use turnpike_config::{CacheStatus, headers};
 
 /// Tells the client why not.
 pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Reject) -> Result<()> {
@@ -26,6 +29,42 @@ pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Re
         head.insert_header(WWW_AUTHENTICATE, "Bearer")?;
     }
     json_body(session, head, answer.body()).await
+}
+
+/// The head of an answer that no node made for this request. A stream that comes bit by bit has no length.
+pub(crate) fn reused_head(
+    request: &Request,
+    streamed: bool,
+    length: Option<usize>,
+    now_ns: u64,
+) -> Result<Box<ResponseHeader>> {
+    let mut head = head(StatusCode::OK, request)?;
+    head.insert_header(CONTENT_TYPE, if streamed { "text/event-stream" } else { "application/json" })?;
+    match length {
+        Some(length) => head.insert_header(CONTENT_LENGTH, length)?,
+        None => head.insert_header(TRANSFER_ENCODING, "chunked")?,
+    }
+    tell(&mut head, request, now_ns)?;
+    Ok(head)
+}
+
+/// Tells the client of his request what every answer tells: its id, his limits, what the cache did.
+pub(crate) fn tell(head: &mut ResponseHeader, request: &Request, now_ns: u64) -> Result<()> {
+    head.insert_header(headers::REQUEST_ID, &request.request_id)?;
+    let Some(metered) = &request.metered else { return Ok(()) };
+    let model = metered.model.as_ref().map(|model| model.record.id.as_str());
+    for (name, value) in limit::headers(model, &metered.key.limits, &metered.key.org.limits, now_ns) {
+        head.insert_header(name, value)?;
+    }
+    let Some(cached) = &metered.cached else { return Ok(()) };
+    match cached.status {
+        CacheStatus::Hit => head.insert_header(headers::CACHE, format!("hit; age={}", cached.age_s))?,
+        status => head.insert_header(headers::CACHE, status.name())?,
+    }
+    if let Some(key) = &cached.key {
+        head.insert_header(headers::CACHE_KEY, key.to_string())?;
+    }
+    Ok(())
 }
 
 /// Ends a stream that has begun with an error event, which SDKs raise as an exception.

@@ -150,7 +150,18 @@ impl Sync {
         let ready = snapshot.nodes().filter(|node| node.state == NodeState::Ready).count();
         self.edge.metrics.nodes_ready.set(i64::try_from(ready).unwrap_or(i64::MAX));
         self.edge.snapshot.store(Arc::new(snapshot));
-        self.routing = routing;
+        let before = std::mem::replace(&mut self.routing, routing);
+        self.purge(&before);
+    }
+
+    /// Forgets answers that were purged since. At the start there are none to forget, and those in the region are known by
+    /// their age.
+    fn purge(&self, before: &Routing) {
+        if before.version == 0 {
+            return;
+        }
+        let purged = self.routing.purged.iter().filter(|(key, at)| before.purged.get(key) != Some(at));
+        purged.for_each(|(key, _)| self.edge.cache.purge(*key));
     }
 }
 

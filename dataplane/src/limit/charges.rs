@@ -18,7 +18,7 @@ pub(crate) struct Charges {
 pub(crate) struct Need {
     /// Tokens needed at the least: the prompt, and the answer if its length was asked for.
     pub(crate) least_tokens: u64,
-    /// Tokens that the answer may come to, with the prompt.
+    /// Tokens that the answer may come to, with the prompt; at most [`Within::most_tokens`].
     pub(crate) tokens: u64,
     /// Millionths of a dollar that those may cost.
     pub(crate) spend: u64,
@@ -33,6 +33,51 @@ pub(crate) enum Refused {
     TooLarge { subject: String, allowed: u64, wanted: u64 },
 }
 
+/// The limits that a request to a model meets.
+pub(crate) struct Within<'a> {
+    pub(crate) model: &'a str,
+    pub(crate) key: &'a Limits,
+    pub(crate) organization: &'a Limits,
+}
+
+/// Limits with what is wanted of each.
+type Wants = Vec<(Arc<Limit>, u64)>;
+
+impl Within<'_> {
+    /// Tokens that may be reserved at most; `None` where they are not limited.
+    ///
+    /// An answer without a stated length reserves no more than the whole limit, instead of being refused for what it may
+    /// not even use.
+    pub(crate) fn most_tokens(&self) -> Option<u64> {
+        self.tokens().map(|limit| limit.share.most_at_once()).min()
+    }
+
+    fn models(&self) -> impl Iterator<Item = &Rates> {
+        [self.key.within(self.model), self.organization.within(self.model)].into_iter().flatten()
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &Arc<Limit>> {
+        [&self.key.own, &self.organization.own]
+            .into_iter()
+            .chain(self.models())
+            .filter_map(|rates| rates.tokens.as_ref())
+    }
+
+    fn once(&self) -> Wants {
+        self.models().flat_map(once_per_request).collect()
+    }
+
+    fn answer(&self, need: Need) -> Result<Wants, Refused> {
+        if let Some(limit) = self.tokens().find(|limit| limit.share.most_at_once() < need.least_tokens) {
+            let allowed = limit.share.limit();
+            return Err(Refused::TooLarge { subject: subject(limit), allowed, wanted: need.least_tokens });
+        }
+        let tokens = self.tokens().map(|limit| (Arc::clone(limit), need.tokens));
+        let spend = self.organization.budget.iter().map(|budget| (Arc::clone(budget), need.spend));
+        Ok(tokens.chain(spend).filter(|(_, units)| *units > 0).collect())
+    }
+}
+
 impl Charges {
     /// Takes what does not depend on the model: a request, and a place among those that run.
     pub(crate) async fn admit(limiter: &Arc<Limiter>, key: &Limits, organization: &Limits) -> Result<Self, Refused> {
@@ -42,35 +87,25 @@ impl Charges {
         Ok(charges)
     }
 
-    /// Takes what depends on the model; returns the tokens that were reserved where they are limited.
-    ///
-    /// An answer without a stated length reserves no more than the whole limit, instead of being refused for what it may
-    /// not even use.
-    pub(crate) async fn reserve(
-        &mut self,
-        model: &str,
-        key: &Limits,
-        organization: &Limits,
-        need: Need,
-    ) -> Result<Option<u64>, Refused> {
-        let within = [key.within(model), organization.within(model)];
-        let mut wants: Vec<_> = within.into_iter().flatten().flat_map(once_per_request).collect();
-        let all = [Some(&key.own), Some(&organization.own), within[0], within[1]];
-        let limits: Vec<_> = all.into_iter().flatten().filter_map(|rates| rates.tokens.as_ref()).collect();
-        let smallest = limits.iter().map(|limit| limit.share.most_at_once()).min();
-        let tokens = smallest.map(|allowed| need.tokens.min(allowed));
-        if let Some(limit) = limits.iter().find(|limit| limit.share.most_at_once() < need.least_tokens) {
-            let allowed = limit.share.limit();
-            return Err(Refused::TooLarge { subject: subject(limit), allowed, wanted: need.least_tokens });
-        }
-        wants.extend(tokens.into_iter().flat_map(|tokens| limits.iter().map(move |limit| (Arc::clone(limit), tokens))));
-        wants.extend(organization.budget.iter().map(|budget| (Arc::clone(budget), need.spend)));
-        self.take_all(wants).await?;
-        Ok(tokens)
+    /// Takes what a request takes within its model, whoever answers it.
+    pub(crate) async fn enter(&mut self, within: &Within<'_>) -> Result<(), Refused> {
+        self.take_all(within.once()).await
+    }
+
+    /// Takes what the answer may come to.
+    pub(crate) async fn reserve(&mut self, within: &Within<'_>, need: Need) -> Result<(), Refused> {
+        self.take_all(within.answer(need)?).await
+    }
+
+    /// Both at once.
+    pub(crate) async fn enter_and_reserve(&mut self, within: &Within<'_>, need: Need) -> Result<(), Refused> {
+        let mut wants = within.once();
+        wants.extend(within.answer(need)?);
+        self.take_all(wants).await
     }
 
     /// Takes from every limit, or from none. What has to be asked for is asked for at the same time.
-    async fn take_all(&mut self, wants: Vec<(Arc<Limit>, u64)>) -> Result<(), Refused> {
+    async fn take_all(&mut self, wants: Wants) -> Result<(), Refused> {
         let Some(limiter) = self.limiter.clone().filter(|_| !wants.is_empty()) else { return Ok(()) };
         let (before, now) = (self.taken.len(), limiter.now_ns());
         let mut asked = Vec::new();
@@ -228,8 +263,18 @@ mod tests {
         Limits::compile(Owner::Key(KeyId(Uuid::from_u128(1))), own, &models, None)
     }
 
-    fn need(least_tokens: u64, tokens: u64) -> Need {
-        Need { least_tokens, tokens, spend: 0 }
+    /// Enters a model and reserves; how much was reserved.
+    async fn reserve_of(
+        charges: &mut Charges,
+        model: &str,
+        key: &Limits,
+        organization: &Limits,
+        least_tokens: u64,
+        most: u64,
+    ) -> Result<u64, Refused> {
+        let within = Within { model, key, organization };
+        let tokens = within.most_tokens().map_or(most, |allowed| allowed.min(most));
+        charges.enter_and_reserve(&within, Need { least_tokens, tokens, spend: 0 }).await.map(|()| tokens)
     }
 
     const NONE: RateLimits =
@@ -240,15 +285,15 @@ mod tests {
         let (limiter, org) = (limiter(), Limits::default());
         let key = key(RateLimits { requests_per_minute: Some(2), tokens_per_minute: Some(1000), ..NONE }, NONE);
         let mut first = Charges::admit(&limiter, &key, &org).await.unwrap();
-        assert_eq!(first.reserve("m", &key, &org, need(10, 900)).await.unwrap(), Some(900));
+        assert_eq!(reserve_of(&mut first, "m", &key, &org, 10, 900).await, Ok(900));
         let mut second = Charges::admit(&limiter, &key, &org).await.unwrap();
-        let denied = second.reserve("m", &key, &org, need(10, 900)).await.unwrap_err();
+        let denied = reserve_of(&mut second, "m", &key, &org, 10, 900).await.unwrap_err();
         assert!(matches!(denied, Refused::Over { kind: Kind::Tokens, allowed: 1000, .. }), "{denied:?}");
         // It came to nothing, so its request does not count.
         drop(second);
         first.settle(50, 0);
         let mut third = Charges::admit(&limiter, &key, &org).await.unwrap();
-        assert!(third.reserve("m", &key, &org, need(10, 900)).await.is_ok());
+        assert!(reserve_of(&mut third, "m", &key, &org, 10, 900).await.is_ok());
         third.settle(50, 0);
         let denied = Charges::admit(&limiter, &key, &org).await.err().unwrap();
         assert!(matches!(denied, Refused::Over { kind: Kind::Requests, allowed: 2, .. }), "{denied:?}");
@@ -259,9 +304,9 @@ mod tests {
         let (limiter, org) = (limiter(), Limits::default());
         let key = key(RateLimits { tokens_per_minute: Some(1000), ..NONE }, NONE);
         let mut charges = Charges::admit(&limiter, &key, &org).await.unwrap();
-        assert_eq!(charges.reserve("m", &key, &org, need(10, 100_000)).await, Ok(Some(983)));
+        assert_eq!(reserve_of(&mut charges, "m", &key, &org, 10, 100_000).await, Ok(983));
         let mut charges = Charges::admit(&limiter, &key, &org).await.unwrap();
-        let denied = charges.reserve("m", &key, &org, need(2_000, 2_000)).await.unwrap_err();
+        let denied = reserve_of(&mut charges, "m", &key, &org, 2_000, 2_000).await.unwrap_err();
         assert!(matches!(denied, Refused::TooLarge { allowed: 1000, wanted: 2_000, .. }), "{denied:?}");
     }
 
@@ -274,19 +319,19 @@ mod tests {
         let org =
             Limits::compile(owner, RateLimits { requests_per_minute: Some(3), ..NONE }, &ModelLimits::new(), None);
         let mut running = Charges::admit(&limiter, &key, &org).await.unwrap();
-        running.reserve("m", &key, &org, need(1, 1)).await.unwrap();
+        reserve_of(&mut running, "m", &key, &org, 1, 1).await.unwrap();
         let mut other = Charges::admit(&limiter, &key, &org).await.unwrap();
-        match other.reserve("m", &key, &org, need(1, 1)).await.unwrap_err() {
+        match reserve_of(&mut other, "m", &key, &org, 1, 1).await.unwrap_err() {
             Refused::Over { kind: Kind::Concurrent, allowed: 1, subject, .. } => {
                 assert!(subject.ends_with("and model m"), "{subject}");
             }
             other => panic!("{other:?}"),
         }
         // Another model is another limit, and so is this one once the first request has ended.
-        other.reserve("n", &key, &org, need(1, 1)).await.unwrap();
+        reserve_of(&mut other, "n", &key, &org, 1, 1).await.unwrap();
         running.settle(1, 0);
         let mut third = Charges::admit(&limiter, &key, &org).await.unwrap();
-        third.reserve("m", &key, &org, need(1, 1)).await.unwrap();
+        reserve_of(&mut third, "m", &key, &org, 1, 1).await.unwrap();
         match Charges::admit(&limiter, &key, &org).await.err().unwrap() {
             Refused::Over { kind: Kind::Requests, allowed: 3, subject, .. } => {
                 assert!(subject.starts_with("organization"), "{subject}");

@@ -19,7 +19,7 @@ mod share;
 mod simulation;
 mod subject;
 
-pub(crate) use charges::{Charges, Need, Refused, headers};
+pub(crate) use charges::{Charges, Need, Refused, Within, headers};
 pub(crate) use limiter::Limiter;
 pub(crate) use share::Kind;
 pub(crate) use subject::{Limits, Owner, micros};

@@ -41,7 +41,21 @@ impl Reply {
 
 /// Sends a request and hands back the answer before its body was read.
 pub(crate) async fn send(method: Method, url: &str, token: &str, body: Option<String>) -> Result<Response, String> {
+    send_with(method, url, token, &[], body).await
+}
+
+/// The same with further headers.
+pub(crate) async fn send_with(
+    method: Method,
+    url: &str,
+    token: &str,
+    headers: &[(&str, &str)],
+    body: Option<String>,
+) -> Result<Response, String> {
     let mut request = CLIENT.request(method, url).bearer_auth(token);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
     if let Some(body) = body {
         request = request.header("content-type", "application/json").body(body);
     }

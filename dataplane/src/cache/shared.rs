@@ -1,0 +1,151 @@
+//! Answers that the edges of a region share, in Redis: `response:{hash}`, the hash as the cluster's hash tag.
+//!
+//! Best effort: whatever fails or takes long is as if nothing had been there, and for a moment nobody asks again.
+
+use crate::cache::answer::StoredAnswer;
+use crate::clock::Clock;
+use crate::redis_client::{RedisClient, Script};
+use redis::{RedisError, Value};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use turnpike_config::CacheKey;
+use uuid::Uuid;
+
+/// A command that takes longer has failed.
+const SLOW: Duration = Duration::from_millis(100);
+/// For how long nobody asks after a failure.
+const REST: Duration = Duration::from_secs(1);
+/// Other edges wait this long for the answer that one of them is getting, and then get one of their own.
+const WAIT: Duration = Duration::from_secs(2);
+/// A fence of an edge that died is gone after this.
+const FENCE_LIFE: Duration = Duration::from_secs(5);
+/// Between looks whether the answer is there.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// An answer that is larger when stored stays in the edge that has it, bytes: it would hold up everybody else's commands.
+const MAX_STORED: usize = 4 << 20;
+
+/// The answer, or the fence, or neither: `0` is somebody else's fence.
+const CLAIM: &str = "local answer = redis.call('GET', KEYS[1])
+if answer then return answer end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+return 0";
+/// Only who set the fence takes it away.
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0";
+
+/// The region's answers.
+pub(crate) struct SharedAnswers {
+    client: RedisClient,
+    claim: Script,
+    release: Script,
+    clock: Clock,
+    resting_until_ns: AtomicU64,
+}
+
+/// What asking for an answer came to.
+pub(crate) enum Claim {
+    Found(StoredAnswer),
+    /// This edge gets it; the others wait.
+    Ours(Fence),
+    /// Nobody has it, or nobody can be asked.
+    None,
+}
+
+enum Told {
+    Answer(StoredAnswer),
+    Ours,
+    Theirs,
+}
+
+/// Tells other edges that an answer is being made, until dropped.
+pub(crate) struct Fence {
+    shared: Arc<SharedAnswers>,
+    key: String,
+    token: String,
+}
+
+impl SharedAnswers {
+    pub(crate) fn new(client: RedisClient, clock: Clock) -> Self {
+        let (claim, release) = (Script::new(CLAIM), Script::new(RELEASE));
+        Self { client, claim, release, clock, resting_until_ns: AtomicU64::new(0) }
+    }
+
+    /// Asks for an answer that is good enough by `accepts`, and waits for the one that another edge is getting.
+    pub(crate) async fn claim(self: &Arc<Self>, key: CacheKey, accepts: impl Fn(&StoredAnswer) -> bool) -> Claim {
+        let fence = Fence { shared: Arc::clone(self), key: fence_key(key), token: Uuid::new_v4().to_string() };
+        let deadline = tokio::time::Instant::now() + WAIT;
+        loop {
+            match self.guarded(self.ask(key, &fence)).await {
+                Some(Some(Told::Answer(answer))) if accepts(&answer) => return Claim::Found(answer),
+                Some(Some(Told::Ours)) => return Claim::Ours(fence),
+                Some(Some(Told::Theirs)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                _ => return Claim::None,
+            }
+        }
+    }
+
+    async fn ask(&self, key: CacheKey, fence: &Fence) -> Result<Option<Told>, RedisError> {
+        let arguments = [fence.token.clone(), FENCE_LIFE.as_millis().to_string()];
+        let keys = [&*answer_key(key), &*fence.key];
+        Ok(match self.client.run(&self.claim, &keys, &arguments).await? {
+            // What cannot be read was written by another version, or by nobody.
+            Value::BulkString(bytes) => StoredAnswer::from_bytes(&bytes).ok().map(Told::Answer),
+            Value::Int(1) => Some(Told::Ours),
+            _ => Some(Told::Theirs),
+        })
+    }
+
+    /// Keeps an answer for the other edges.
+    pub(crate) async fn put(&self, key: CacheKey, answer: &StoredAnswer, ttl: Duration) {
+        let Some(bytes) = answer.to_bytes().filter(|bytes| bytes.len() <= MAX_STORED) else { return };
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mut command = redis::cmd("SET");
+        command.arg(answer_key(key)).arg(bytes).arg("PX").arg(ttl_ms);
+        self.guarded(self.client.query::<()>(&command)).await;
+    }
+
+    /// Takes an answer away.
+    pub(crate) async fn remove(&self, key: CacheKey) {
+        let mut command = redis::cmd("DEL");
+        command.arg(answer_key(key));
+        self.guarded(self.client.query::<()>(&command)).await;
+    }
+
+    /// Runs a command unless one has just failed.
+    async fn guarded<T>(&self, command: impl Future<Output = Result<T, RedisError>>) -> Option<T> {
+        if self.resting_until_ns.load(Ordering::Relaxed) > self.clock.now_ns() {
+            return None;
+        }
+        match tokio::time::timeout(SLOW, command).await {
+            Ok(Ok(value)) => return Some(value),
+            Ok(Err(error)) => tracing::debug!(%error, "cached answers: Redis cannot be asked"),
+            Err(_) => tracing::debug!("cached answers: Redis takes long"),
+        }
+        let rest = u64::try_from(REST.as_nanos()).unwrap_or(u64::MAX);
+        self.resting_until_ns.store(self.clock.now_ns().saturating_add(rest), Ordering::Relaxed);
+        None
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        // Outside a runtime the fence goes by itself.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (shared, key, token) =
+            (Arc::clone(&self.shared), std::mem::take(&mut self.key), [std::mem::take(&mut self.token)]);
+        drop(runtime.spawn(async move {
+            shared.guarded(shared.client.run::<i64>(&shared.release, &[&key], &token)).await;
+        }));
+    }
+}
+
+fn answer_key(key: CacheKey) -> String {
+    format!("response:{{{key}}}")
+}
+
+fn fence_key(key: CacheKey) -> String {
+    format!("response:{{{key}}}:flight")
+}

@@ -1,0 +1,98 @@
+//! Keeps a node's answer as it passes, for those who ask the same now and later.
+
+use crate::cache::{
+    Audience, Fence, LeaderGuard, MAX_BODY, ResponseCache, StoredAnswer, Wanted, is_complete_json, is_complete_stream,
+};
+use crate::tap::Usage;
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use pingora::http::ResponseHeader;
+use std::sync::Arc;
+use turnpike_config::Endpoint;
+
+/// An answer on its way into the cache. Dropped before its end, it leaves nothing, and who waits for it goes on alone.
+pub(crate) struct Fill {
+    wanted: Wanted,
+    endpoint: Endpoint,
+    /// Unix milliseconds; a purge after it must not miss this answer.
+    asked_at_ms: u64,
+    leader: Option<LeaderGuard>,
+    fence: Option<Fence>,
+    body: Option<Body>,
+}
+
+/// What has come of the answer.
+struct Body {
+    streamed: bool,
+    pieces: Vec<Bytes>,
+    length: usize,
+}
+
+impl Fill {
+    /// `leader` if others may wait for the answer, `fence` if other edges do.
+    pub(crate) const fn new(
+        wanted: Wanted,
+        endpoint: Endpoint,
+        asked_at_ms: u64,
+        leader: Option<LeaderGuard>,
+        fence: Option<Fence>,
+    ) -> Self {
+        Self { wanted, endpoint, asked_at_ms, leader, fence, body: None }
+    }
+
+    /// Who waits.
+    pub(crate) fn audience(&self) -> Option<Audience> {
+        self.leader.as_ref().map(LeaderGuard::audience)
+    }
+
+    /// Takes in the head; false if nothing is to be kept.
+    pub(crate) fn begin(&mut self, head: &ResponseHeader) -> bool {
+        if head.status != StatusCode::OK {
+            return false;
+        }
+        let Some(content_type) = head.headers.get(CONTENT_TYPE) else { return false };
+        let streamed = content_type.as_bytes().starts_with(b"text/event-stream");
+        if let Some(leader) = self.leader.as_mut().filter(|_| streamed) {
+            leader.stream();
+        }
+        self.body = Some(Body { streamed, pieces: Vec::new(), length: 0 });
+        true
+    }
+
+    /// Takes in what the node sent; false if it has become too much to keep.
+    pub(crate) fn take(&mut self, piece: &Bytes) -> bool {
+        let Some(body) = &mut self.body else { return false };
+        body.length += piece.len();
+        body.pieces.push(piece.clone());
+        if let Some(leader) = &mut self.leader {
+            leader.push(piece.clone());
+        }
+        body.length <= MAX_BODY
+    }
+
+    /// The answer is over: keeps it if it is whole.
+    pub(crate) fn finish(self, usage: Option<Usage>, cache: &ResponseCache, now_ms: u64) {
+        // Moderations have no usage.
+        let usage = usage.or_else(|| (self.endpoint == Endpoint::Moderation).then(Usage::default));
+        let (Some(body), Some(usage)) = (self.body, usage) else { return };
+        // Copied, so that what is kept is no slice of a larger buffer.
+        let whole = body.pieces.concat();
+        let complete = if body.streamed { is_complete_stream(&whole) } else { is_complete_json(&whole, self.endpoint) };
+        if !complete {
+            return;
+        }
+        let answer = Arc::new(StoredAnswer {
+            stored_at_ms: self.asked_at_ms,
+            streamed: body.streamed,
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            body: whole.into(),
+        });
+        // First kept, then told: whoever asks from now on finds it.
+        cache.put(&self.wanted, &answer, now_ms, self.fence);
+        if let Some(leader) = self.leader {
+            leader.finish(answer);
+        }
+    }
+}
