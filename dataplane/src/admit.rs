@@ -4,7 +4,7 @@ use crate::edge::Edge;
 use crate::fill::Fill;
 use crate::ingress::{self, Ask, Target};
 use crate::limit::{Charges, Need, micros};
-use crate::live::Model;
+use crate::live::{Key, Model, Snapshot};
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, request_id};
 use crate::reuse::{Reuse, reuse};
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use turnpike_config::{Endpoint, Permissions, headers};
+use turnpike_config::{Endpoint, KeyDigest, Permissions, headers};
 
 /// Longest answer assumed when neither the request nor the model bounds it, tokens.
 const DEFAULT_ANSWER: u64 = 4_096;
@@ -34,7 +34,10 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
     if edge.draining.load(Ordering::Relaxed) {
         return Err(Reject::Draining);
     }
-    let key = auth::authenticate(&head.headers, &request.snapshot, request.arrived_unix_ms)?;
+    let presented = auth::presented(&head.headers)?;
+    let key = find_key(edge, &request.snapshot, presented).await;
+    let key = key.ok_or_else(|| auth::unknown(&session.req_header().headers))?;
+    auth::accept(&key, request.arrived_unix_ms)?;
     let written = match target {
         Target::Inference(endpoint) => {
             let permit = edge.journal.permit().ok_or(Reject::MeteringUnavailable)?;
@@ -57,12 +60,34 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
         }
         Target::GetModel(id) => {
             auth::authorize(&key, Permissions::MODELS_READ)?;
-            let model = request.snapshot.model(&id).filter(|model| key.may_use(model)).cloned();
-            let model = model.ok_or(Reject::UnknownModel { model: id })?;
+            let model = find_model(edge, &request.snapshot, &id).await?;
+            if !key.may_use(&model) {
+                return Err(Reject::UnknownModel { model: id });
+            }
             respond::get_model(session, request, &model).await
         }
     };
     written.map(|()| Admitted::Answered).map_err(|_| Reject::BodyUnreadable)
+}
+
+/// A key of the routing or of the region.
+async fn find_key(edge: &Edge, snapshot: &Snapshot, digest: KeyDigest) -> Option<Arc<Key>> {
+    match (snapshot.key(&digest), &edge.region) {
+        (Some(key), _) => Some(Arc::clone(key)),
+        (None, Some(region)) => region.reader.key(snapshot, digest).await,
+        (None, None) => None,
+    }
+}
+
+/// A model of the routing or of the region.
+async fn find_model(edge: &Edge, snapshot: &Arc<Snapshot>, id: &str) -> Result<Arc<Model>, Reject> {
+    let found = match (snapshot.model(id), &edge.region) {
+        (Some(model), _) => Some(Arc::clone(model)),
+        // One that was switched off may not have gone from everywhere.
+        (None, Some(region)) if !snapshot.is_off(id) => region.reader.model(snapshot, id).await,
+        (None, _) => None,
+    };
+    found.ok_or_else(|| Reject::UnknownModel { model: shown(id) })
 }
 
 /// An inference request: from the cache, or made ready for a node.
@@ -100,9 +125,9 @@ async fn read(edge: &Edge, session: &mut Session, request: &mut Request) -> Resu
     metered.charges = charges?;
     let ask = &*metered.ask.insert(ingress::peek(&body)?);
 
-    let model = snapshot.model(&ask.model).ok_or_else(|| Reject::UnknownModel { model: shown(&ask.model) })?;
-    metered.model = Some(Arc::clone(model));
-    if !key.may_use(model) {
+    let model = find_model(edge, &snapshot, &ask.model).await?;
+    metered.model = Some(Arc::clone(&model));
+    if !key.may_use(&model) {
         return Err(Reject::ModelNotAllowed { model: model.record.id.clone() });
     }
     if model.route.is_none() {

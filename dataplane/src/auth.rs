@@ -1,26 +1,36 @@
-//! Who is asking: a bearer key against the pinned snapshot.
+//! Who is asking: a bearer key, and whether it may.
 
-use crate::live::{Key, Snapshot};
+use crate::live::Key;
 use crate::reject::Reject;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use std::sync::Arc;
 use turnpike_config::{KeyDigest, Permissions};
 
 /// Longest key worth hashing, bytes. Ours have 49.
 const MAX_KEY: usize = 256;
 
-/// Finds the key and checks that it is alive.
-pub(crate) fn authenticate(headers: &HeaderMap, snapshot: &Snapshot, now_unix_ms: u64) -> Result<Arc<Key>, Reject> {
-    let presented = bearer(headers)?;
-    let key = snapshot.key(&KeyDigest::of(presented)).ok_or_else(|| Reject::UnknownKey { shown: redact(presented) })?;
+/// The digest of the key that was sent.
+pub(crate) fn presented(headers: &HeaderMap) -> Result<KeyDigest, Reject> {
+    bearer(headers).map(KeyDigest::of)
+}
+
+/// Refuses a key that nobody knows.
+pub(crate) fn unknown(headers: &HeaderMap) -> Reject {
+    match bearer(headers) {
+        Ok(key) => Reject::UnknownKey { shown: redact(key) },
+        Err(reject) => reject,
+    }
+}
+
+/// Checks that a known key is alive.
+pub(crate) fn accept(key: &Key, now_unix_ms: u64) -> Result<(), Reject> {
     if !key.record.active {
         return Err(Reject::KeyDisabled);
     }
     if key.record.expires_at_ms.is_some_and(|expiry| expiry <= now_unix_ms) {
         return Err(Reject::KeyExpired);
     }
-    Ok(Arc::clone(key))
+    Ok(())
 }
 
 /// Checks that a live key may do what is asked.
@@ -54,7 +64,7 @@ fn redact(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::live::fixtures;
+    use crate::live::{Snapshot, fixtures};
 
     fn ask(header: Option<&str>, now: u64, change: impl FnOnce(&mut turnpike_config::KeyRecord)) -> Result<(), Reject> {
         let mut routing = fixtures::routing();
@@ -64,7 +74,10 @@ mod tests {
         if let Some(value) = header {
             headers.insert(AUTHORIZATION, value.parse().unwrap());
         }
-        authorize(&*authenticate(&headers, &snapshot, now)?, Permissions::INFERENCE)
+        let presented = presented(&headers)?;
+        let Some(key) = snapshot.key(&presented) else { return Err(unknown(&headers)) };
+        accept(key, now)?;
+        authorize(key, Permissions::INFERENCE)
     }
 
     #[test]

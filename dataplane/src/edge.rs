@@ -2,6 +2,7 @@
 
 use crate::bucket::Bucket;
 use crate::cache::ResponseCache;
+use crate::directory::Directory;
 use crate::journal::Journal;
 use crate::limit::Limiter;
 use crate::live::Snapshot;
@@ -28,6 +29,8 @@ pub(crate) struct Edge {
     pub(crate) retry_budget: Bucket,
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) cache: ResponseCache,
+    /// What the edges of the region tell each other; `None` without Redis.
+    pub(crate) region: Option<Directory>,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
     /// The client port takes connections.
@@ -36,26 +39,33 @@ pub(crate) struct Edge {
     pub(crate) draining: AtomicBool,
 }
 
+/// Who the edge is.
+pub(crate) struct Own {
+    pub(crate) name: String,
+    pub(crate) certificate: CertKey,
+}
+
 impl Edge {
     pub(crate) fn new(
         settings: Settings,
-        name: String,
-        certificate: CertKey,
+        own: Own,
         journal: Journal,
         metrics: Arc<Metrics>,
         limiter: Arc<Limiter>,
         cache: ResponseCache,
+        region: Option<Directory>,
     ) -> Self {
         Self {
             settings,
-            name,
+            name: own.name,
             snapshot: ArcSwap::default(),
             journal,
             metrics,
-            certificate: Arc::new(certificate),
+            certificate: Arc::new(own.certificate),
             retry_budget: Bucket::new(RETRIES_PER_MINUTE),
             limiter,
             cache,
+            region,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),

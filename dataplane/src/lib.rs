@@ -14,6 +14,7 @@ mod body_swap;
 mod bucket;
 mod cache;
 mod clock;
+mod directory;
 mod edge;
 mod files;
 mod fill;
@@ -43,7 +44,8 @@ pub use settings::{Limits, RedisSettings, Settings};
 
 use cache::{ResponseCache, SharedAnswers};
 use clock::Clock;
-use edge::Edge;
+use directory::Directory;
+use edge::{Edge, Own};
 use journal::Journal;
 use limit::Limiter;
 use metrics::Metrics;
@@ -130,9 +132,11 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
         settings.redis.as_ref().map(RedisClient::new).transpose()?
     };
     let limiter = Arc::new(limiter(&settings, redis.clone(), &own.name, clock, &metrics));
-    let shared = redis.map(|client| SharedAnswers::new(client, clock));
+    let shared = redis.clone().map(|client| SharedAnswers::new(client, clock));
+    let own = Own { name: own.name, certificate };
+    let region = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));
     let cache = ResponseCache::new(settings.cache_max_bytes, shared);
-    let edge = Arc::new(Edge::new(settings, own.name, certificate, journal, metrics, limiter, cache));
+    let edge = Arc::new(Edge::new(settings, own, journal, metrics, limiter, cache, region));
     runtime.block_on(serve(edge, identity, shutdown))
 }
 
@@ -166,6 +170,7 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
 
     edge.limiter.ready().await;
     tokio::spawn(Arc::clone(&edge.limiter).run(stop_sync.clone()));
+    tokio::spawn(tell_region(Arc::clone(&edge), stop_sync.clone()));
 
     let stop_proxy = CancellationToken::new();
     let proxy_stopped = CancellationToken::new();
@@ -183,6 +188,13 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
     // The task only fails by panicking, which has been reported.
     let _ = sync.await;
     Ok(())
+}
+
+/// Keeps the region informed, if there is one.
+async fn tell_region(edge: Arc<Edge>, stop: CancellationToken) {
+    if let Some(region) = &edge.region {
+        region.writer.run(|| edge.metrics.linked.get() == 1, stop).await;
+    }
 }
 
 /// Pingora owns its threads and runtimes: it gets a thread to block.

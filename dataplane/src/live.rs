@@ -4,8 +4,8 @@
 //! between successive snapshots, so that a push never resets a limit.
 
 use crate::limit::{Limits, Owner};
-use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use turnpike_config::link::{Role, domain};
@@ -23,6 +23,8 @@ pub(crate) struct Snapshot {
     nodes: HashMap<String, Arc<Node>>,
     /// Ids of switched-on models in order, for listings.
     listing: Vec<Arc<Model>>,
+    /// Ids of switched-off models.
+    off: HashSet<String>,
     /// Purged answers, with the Unix milliseconds of their purge.
     purged: BTreeMap<CacheKey, u64>,
 }
@@ -183,6 +185,11 @@ impl Snapshot {
         self.listing.iter()
     }
 
+    /// Whether the model is known and switched off.
+    pub(crate) fn is_off(&self, id: &str) -> bool {
+        self.off.contains(id)
+    }
+
     /// Unix milliseconds of when an answer was purged; 0 if it was not.
     pub(crate) fn purged_at_ms(&self, key: &CacheKey) -> u64 {
         self.purged.get(key).copied().unwrap_or(0)
@@ -236,9 +243,37 @@ impl Snapshot {
                 Some((record.digest, Arc::new(compile_key(record, org, before))))
             })
             .collect();
+        let off = routing.models.values().filter(|model| !model.active).map(|model| model.id.clone()).collect();
         let purged = routing.purged.clone();
-        (Self { version: routing.version, orgs, keys, models, nodes, listing, purged }, unreachable)
+        (Self { version: routing.version, orgs, keys, models, nodes, listing, off, purged }, unreachable)
     }
+}
+
+impl Snapshot {
+    /// A key that this routing does not have yet.
+    pub(crate) fn adopt_key(&self, record: &KeyRecord, organization: &OrgRecord) -> Arc<Key> {
+        let org = self.orgs.get(&organization.id).cloned();
+        let org = org.unwrap_or_else(|| Arc::new(compile_org(organization, None)));
+        Arc::new(compile_key(record, org, None))
+    }
+
+    /// A model that this routing does not have yet.
+    pub(crate) fn adopt_model(
+        &self,
+        record: &ModelRecord,
+        servers: Vec<NodeRecord>,
+        resolve: &dyn Fn(&NodeUrl) -> Option<SocketAddr>,
+    ) -> Option<Arc<Model>> {
+        let nodes = servers.into_iter().map(|node| (node.name.clone(), node)).collect();
+        let models = [(record.id.clone(), record.clone())].into();
+        let routing = Routing { nodes, models, ..Routing::default() };
+        Self::compile(&routing, self, resolve).0.models.remove(&record.id)
+    }
+}
+
+/// Addresses as they are; names through the system, off the request path.
+pub(crate) fn resolve(url: &NodeUrl) -> Option<SocketAddr> {
+    (url.host.as_str(), url.port).to_socket_addrs().ok()?.next()
 }
 
 fn compile_org(record: &OrgRecord, previous: Option<&Arc<Org>>) -> Org {

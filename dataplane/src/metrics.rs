@@ -62,6 +62,8 @@ pub(crate) struct Metrics {
     pub(crate) limiter_untold: Counter,
     /// 1 while Redis cannot be reached and limits are divided by the number of edges.
     pub(crate) limiter_alone: Gauge,
+    /// Keys and models that the routing does not have, asked for in the region.
+    pub(crate) lookups: Counter,
     /// Answers kept in this process, their bytes, and answers being made that others may wait for.
     pub(crate) cache_answers: Gauge,
     pub(crate) cache_bytes: Gauge,
@@ -101,6 +103,7 @@ impl Metrics {
             limiter_slow: Counter::default(),
             limiter_untold: Counter::default(),
             limiter_alone: Gauge::default(),
+            lookups: Counter::default(),
             cache_answers: Gauge::default(),
             cache_bytes: Gauge::default(),
             cache_flights: Gauge::default(),
@@ -132,6 +135,7 @@ impl Metrics {
         r.register("limiter_slow_asks", "Those without an answer in time", self.limiter_slow.clone());
         r.register("limiter_untold", "Requests refused since no bucket answered", self.limiter_untold.clone());
         r.register("limiter_alone", "1 while limits are divided by the edges", self.limiter_alone.clone());
+        r.register("region_lookups", "Keys and models not in the routing, looked up in Redis", self.lookups.clone());
         r.register("cache_requests", "Requests that the response cache had a part in", self.cached.clone());
         r.register("cache_answers", "Answers kept in this process", self.cache_answers.clone());
         let kept = "Size of the answers kept in this process";

@@ -1,18 +1,17 @@
 //! The edge's side of the link: takes routing, ships usage, reconnects for ever.
 
 use crate::edge::Edge;
-use crate::live::Snapshot;
+use crate::live::{Snapshot, resolve};
 use crate::routing_file;
 use crate::ship;
 use quinn::Connection;
-use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{self, Identity, LinkError, read_frame, write_frame};
 use turnpike_config::wire::{Delta, EdgeHello, Open, PushFrame, PushReply};
-use turnpike_config::{NodeState, NodeUrl, Routing};
+use turnpike_config::{NodeState, Routing};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
@@ -126,7 +125,12 @@ impl Sync {
     /// Serves by a checked routing at once, and keeps it for the next start.
     async fn adopt(&mut self, routing: Routing) {
         // Compiling resolves names and may index a million keys: other tasks of this thread must not wait for it.
-        tokio::task::block_in_place(|| self.serve_by(routing));
+        tokio::task::block_in_place(|| {
+            if let Some(region) = &self.edge.region {
+                region.writer.take(&self.routing, &routing);
+            }
+            self.serve_by(routing);
+        });
         let (file, routing) = (self.file.clone(), self.routing.clone());
         let saved = tokio::task::spawn_blocking(move || routing_file::save(&file, &routing)).await;
         if let Ok(Err(error)) = saved {
@@ -163,9 +167,4 @@ impl Sync {
         let purged = self.routing.purged.iter().filter(|(key, at)| before.purged.get(key) != Some(at));
         purged.for_each(|(key, _)| self.edge.cache.purge(*key));
     }
-}
-
-/// Addresses as they are; names through the system, off the request path.
-fn resolve(url: &NodeUrl) -> Option<SocketAddr> {
-    (url.host.as_str(), url.port).to_socket_addrs().ok()?.next()
 }
