@@ -11,4 +11,5 @@ mod limits;
 mod observability;
 mod protocol;
 mod readme;
+mod region;
 mod wire;

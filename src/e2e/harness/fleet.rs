@@ -165,6 +165,17 @@ impl Fleet {
         .await;
     }
 
+    /// Kills an edge and starts it again without a way to the control plane, by the routing it has on disk.
+    pub(crate) async fn cut_off(&mut self, edge: &str) {
+        self.kill(edge);
+        let file = self.path(&format!("{edge}.toml"));
+        let nowhere = format!("control.address = \"127.0.0.1:{}\"", free_udp_port());
+        let address = format!("control.address = \"127.0.0.1:{}\"", self.link_port);
+        let settings = std::fs::read_to_string(&file).unwrap().replace(&address, &nowhere);
+        std::fs::write(&file, settings).unwrap();
+        self.start_plane(edge).await;
+    }
+
     /// Kills a plane as a power cut would.
     pub(crate) fn kill(&mut self, name: &str) {
         self.planes.get_mut(name).unwrap().kill();
