@@ -21,7 +21,7 @@ impl Admission {
         let models = ModelLimits::from([("m".to_owned(), within)]);
         let compile = |owner| Limits::compile(owner, limits, &models, None);
         Self {
-            limiter: Arc::new(Limiter::alone(Clock::start(), Arc::new(Metrics::new()))),
+            limiter: Arc::new(Limiter::alone(Clock, Arc::new(Metrics::new()))),
             key: compile(Owner::Key(KeyId(Uuid::from_u128(1)))),
             organization: compile(Owner::Organization(OrgId(Uuid::from_u128(2)))),
         }

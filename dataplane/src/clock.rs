@@ -1,18 +1,16 @@
-//! The edge's monotonic clock.
+//! The machine's monotonic clock.
 
-use std::time::Instant;
+use rustix::time::{ClockId, clock_gettime};
 
-/// Counts nanoseconds from when the edge began; never 0.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
+/// Counts nanoseconds from when the machine was started, so that two lives of a process can compare theirs; never 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Clock;
 
 impl Clock {
-    pub(crate) fn start() -> Self {
-        Self(Instant::now())
-    }
-
     /// Now.
     pub(crate) fn now_ns(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+        let now = clock_gettime(ClockId::Monotonic);
+        let nanos = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+        u64::try_from(nanos).unwrap_or(u64::MAX).max(1)
     }
 }

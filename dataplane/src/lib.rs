@@ -47,7 +47,7 @@ use clock::Clock;
 use directory::Directory;
 use edge::{Edge, Own};
 use journal::Journal;
-use limit::Limiter;
+use limit::{Limiter, Memory, Terms};
 use metrics::Metrics;
 use pingora::listeners::tls::TlsSettings;
 use pingora::utils::tls::CertKey;
@@ -126,7 +126,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
         .enable_all()
         .build()
         .map_err(Error::Runtime)?;
-    let clock = Clock::start();
+    let clock = Clock;
     let redis = {
         let _inside = runtime.enter();
         settings.redis.as_ref().map(RedisClient::new).transpose()?
@@ -150,7 +150,11 @@ fn limiter(
 ) -> Limiter {
     let metrics = Arc::clone(metrics);
     match (client, &settings.redis) {
-        (Some(client), Some(redis)) => Limiter::shared(client, name, redis.slow, redis.edges, clock, metrics),
+        (Some(client), Some(redis)) => {
+            let memory = Memory::new(settings.data_dir.join("region_clock.json"));
+            let terms = Terms { slow: redis.slow, edges: redis.edges, memory };
+            Limiter::shared(client, name, terms, clock, metrics)
+        }
         _ => Limiter::alone(clock, metrics),
     }
 }

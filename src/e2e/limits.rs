@@ -188,6 +188,25 @@ async fn three_edges_stay_within_one_limit_in_a_cluster_whose_nodes_are_killed_i
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_starts_again_does_not_start_limits_again() {
+    let redis = blocking(|| Redis::start_temporary().unwrap()).await;
+    let mut region = Region::start(&format!("redis.url = \"{}\"", redis.url())).await;
+    let burst = region.until_filled().await;
+    // Nobody has used this key: there is no bucket, only the time for which the region's clock is vouched for.
+    let (_, unused) = region.fleet.make_key(json!({"rate_limits": {"requests_per_minute": LIMIT}})).await;
+    region.fleet.until_pushed().await;
+    for name in ["edge", "edge-2", "edge-3"] {
+        region.fleet.kill(name);
+    }
+    region.fleet.start_plane("edge").await;
+    let reply = ask(&region.edges[0], &unused).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let left = remaining(&reply).unwrap();
+    println!("{left} requests at once after a restart, {burst} before it");
+    assert!(left > burst / 2, "{left} of {burst}");
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }

@@ -255,7 +255,7 @@ mod tests {
     use uuid::Uuid;
 
     fn limiter() -> Arc<Limiter> {
-        Arc::new(Limiter::alone(Clock::start(), Arc::new(Metrics::new())))
+        Arc::new(Limiter::alone(Clock, Arc::new(Metrics::new())))
     }
 
     fn key(own: RateLimits, within: RateLimits) -> Limits {

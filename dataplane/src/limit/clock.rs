@@ -5,6 +5,8 @@
 //! With every ask it says from when on it has seen no jump (`from`) and how far the server's clock can honestly have come
 //! (`not_after`); the bucket refills for no moment outside of that. What is lost is at most the refill around a jump.
 
+use serde::{Deserialize, Serialize};
+
 /// Differences between the two clocks that are no jump: reading them takes time, and they drift.
 const TOLERANCE_US: i64 = 2_000;
 /// Drift between two clocks that are both in order, as a divisor of the time between two readings: 0.1 %.
@@ -27,8 +29,22 @@ impl Vouch {
     pub(crate) const NOTHING: Self = Self { from: 1 << 52, not_after: 0 };
 }
 
+/// What an edge knows of a server's clock, in a form that outlives the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Track {
+    from: ServerTime,
+    last: Reading,
+}
+
+impl Track {
+    /// Nanoseconds since the clock was heard.
+    pub(crate) fn age_ns(&self, now_ns: u64) -> Option<u64> {
+        now_ns.checked_sub(self.last.received_ns)
+    }
+}
+
 /// A reading of the server's clock, between two readings of ours (nanoseconds of a monotonic clock).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Reading {
     server: ServerTime,
     sent_ns: u64,
@@ -62,6 +78,16 @@ impl ServerClock {
     /// Forgets what was seen: from the next reading on everything is new. For an edge that went its own way meanwhile.
     pub(crate) fn forget(&mut self) {
         self.last = None;
+    }
+
+    /// What is known, to go on by in another life.
+    pub(crate) fn track(&self) -> Option<Track> {
+        self.last.map(|last| Track { from: self.from, last })
+    }
+
+    /// Goes on by what is known.
+    pub(crate) const fn resume(track: Track) -> Self {
+        Self { last: Some(track.last), from: track.from }
     }
 
     /// What can be said at `now_ns`.

@@ -6,6 +6,7 @@
 use super::ask::{Ask, Grant};
 use super::clock::Vouch;
 use super::ledger::Ledger;
+use super::memory::Memory;
 use super::servers::{Server, Servers};
 use super::share::{Reach, Take, Taken};
 use super::subject::Limit;
@@ -27,6 +28,8 @@ const KEEP_EVERY: Duration = Duration::from_millis(100);
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// Keeping rounds between two tidyings of the buckets in this process.
 const TIDY_EVERY: u32 = 600;
+/// Probes between two writings of what is known of the servers' clocks.
+const REMEMBER_EVERY: u32 = 4;
 /// How long a start waits for the first word of Redis.
 const FIRST_WORD: Duration = Duration::from_secs(2);
 
@@ -61,6 +64,15 @@ struct Region {
     probe: Script,
 }
 
+/// How the region's Redis is dealt with.
+pub(crate) struct Terms {
+    /// Longer than this, and the edge goes its own way.
+    pub(crate) slow: Duration,
+    /// Least number of edges that share the limits.
+    pub(crate) edges: u32,
+    pub(crate) memory: Option<Memory>,
+}
+
 impl Limiter {
     /// With buckets in this process, for an edge on its own.
     pub(crate) fn alone(clock: Clock, metrics: Arc<Metrics>) -> Self {
@@ -72,13 +84,13 @@ impl Limiter {
     pub(crate) fn shared(
         client: RedisClient,
         name: &str,
-        slow: Duration,
-        edges: u32,
+        settings: Terms,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let Terms { slow, edges, memory } = settings;
         let region = Region {
-            servers: Servers::new(client.is_cluster(), edges, clock.now_ns()),
+            servers: Servers::new(client.is_cluster(), edges, clock.now_ns(), memory),
             client,
             name: name.to_owned(),
             slow,
@@ -237,6 +249,9 @@ impl Limiter {
             }
         };
         if tokio::time::timeout(FIRST_WORD, first_word).await.is_err() {
+            for (_, server) in region.servers.known() {
+                server.failed(self.clock.now_ns());
+            }
             tracing::warn!("limits: Redis does not answer; starting alone, with this edge's part of each limit");
         }
         region.warn_of_eviction().await;
@@ -246,9 +261,12 @@ impl Limiter {
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let probing = async {
             let Buckets::Redis(region) = &self.buckets else { return std::future::pending().await };
-            loop {
+            for round in 0_u32.. {
                 if let Err(error) = region.probe_all(self.clock).await {
                     tracing::debug!(%error, "limits: a probe of Redis failed");
+                }
+                if round % REMEMBER_EVERY == 0 {
+                    region.servers.remember();
                 }
                 self.metrics.limiter_alone.set(i64::from(region.servers.any_alone()));
                 tokio::time::sleep(PROBE_EVERY).await;

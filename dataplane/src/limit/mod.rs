@@ -12,6 +12,7 @@ mod contract;
 mod held;
 mod ledger;
 mod limiter;
+mod memory;
 mod reach;
 mod servers;
 mod share;
@@ -20,6 +21,7 @@ mod simulation;
 mod subject;
 
 pub(crate) use charges::{Charges, Need, Refused, Within, headers};
-pub(crate) use limiter::Limiter;
+pub(crate) use limiter::{Limiter, Terms};
+pub(crate) use memory::Memory;
 pub(crate) use share::Kind;
 pub(crate) use subject::{Limits, Owner, micros};

@@ -2,7 +2,7 @@
 //!
 //! Pure: time comes in, nothing goes out.
 
-use super::clock::{ServerClock, ServerTime, Vouch};
+use super::clock::{ServerClock, ServerTime, Track, Vouch};
 use super::share::Reach;
 
 /// So many asks in a row that were not answered in time open the circuit.
@@ -13,6 +13,8 @@ const SLOW_IN_A_ROW: u32 = 3;
 pub(crate) struct Region {
     clock: ServerClock,
     alone_since_ns: Option<u64>,
+    /// It may have spent units without the server knowing.
+    own_way: bool,
     slow_in_a_row: u32,
     edges: u32,
 }
@@ -20,13 +22,37 @@ pub(crate) struct Region {
 impl Region {
     /// Alone until the server is heard for the first time. `edges`: so many share the limits until the server says more.
     pub(crate) fn new(edges: u32, now_ns: u64) -> Self {
-        Self { clock: ServerClock::default(), alone_since_ns: Some(now_ns), slow_in_a_row: 0, edges: edges.max(1) }
+        Self {
+            clock: ServerClock::default(),
+            alone_since_ns: Some(now_ns),
+            own_way: false,
+            slow_in_a_row: 0,
+            edges: edges.max(1),
+        }
+    }
+
+    /// Goes on by what an earlier life of this edge knew, if nothing has been heard or spent yet.
+    pub(crate) fn resume(&mut self, track: Track) {
+        if !self.own_way && self.clock.track().is_none() {
+            self.clock = ServerClock::resume(track);
+        }
+    }
+
+    /// What a later life of this edge may go on by: nothing while it goes its own way.
+    pub(crate) fn track(&self) -> Option<Track> {
+        self.clock.track().filter(|_| self.alone_since_ns.is_none())
+    }
+
+    /// Whether units may be spent that the server does not know of.
+    pub(crate) const fn goes_its_own_way(&self) -> bool {
+        self.own_way
     }
 
     /// The server answered. After a time alone the clock is vouched for only from here on: what refilled meanwhile the
     /// edges have spent on their own.
     pub(crate) fn heard(&mut self, server: ServerTime, sent_ns: u64, received_ns: u64) {
-        if self.alone_since_ns.take().is_some() {
+        self.alone_since_ns = None;
+        if std::mem::take(&mut self.own_way) {
             self.clock.forget();
         }
         self.slow_in_a_row = 0;
@@ -36,6 +62,7 @@ impl Region {
     /// There is somebody to ask, whose clock is not known yet.
     pub(crate) fn reachable(&mut self) {
         self.alone_since_ns = None;
+        self.own_way = false;
         self.slow_in_a_row = 0;
     }
 
@@ -49,6 +76,7 @@ impl Region {
 
     /// The server cannot be reached.
     pub(crate) fn failed(&mut self, now_ns: u64) {
+        self.own_way = true;
         self.alone_since_ns.get_or_insert(now_ns);
     }
 

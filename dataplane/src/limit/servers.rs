@@ -1,6 +1,7 @@
 //! The servers behind the region's buckets: one, or the nodes of a cluster, each with its own clock and its own failures.
 
 use super::clock::{ServerTime, Vouch};
+use super::memory::Memory;
 use super::reach::Region;
 use super::share::Reach;
 use arc_swap::ArcSwap;
@@ -19,11 +20,16 @@ pub(crate) struct Server {
     alone_since_ns: AtomicU64,
     edges: AtomicU32,
     least_edges: u32,
+    /// For the only server; those of a cluster are not remembered.
+    memory: Option<Memory>,
+    run: Mutex<String>,
 }
 
 impl Server {
-    fn new(edges: u32, now_ns: u64) -> Self {
+    fn new(edges: u32, now_ns: u64, memory: Option<Memory>) -> Self {
         Self {
+            memory,
+            run: Mutex::default(),
             region: Mutex::new(Region::new(edges, now_ns)),
             alone_since_ns: AtomicU64::new(now_ns.max(1)),
             edges: AtomicU32::new(edges.max(1)),
@@ -52,12 +58,37 @@ impl Server {
     fn change(&self, with: impl FnOnce(&mut Region)) {
         let mut region = self.region();
         with(&mut region);
+        if let Some(memory) = self.memory.as_ref().filter(|_| region.goes_its_own_way()) {
+            memory.forget();
+        }
         let since = region.reach().alone_since_ns.map_or(0, |since| since.max(1));
         self.alone_since_ns.store(since, Ordering::Release);
     }
 
-    fn heard(&self, at: ServerTime, sent_ns: u64, received_ns: u64) {
+    fn heard(&self, run: &str, at: ServerTime, sent_ns: u64, received_ns: u64) {
+        if let Some(memory) = &self.memory {
+            let mut known = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+            if *known != run {
+                if known.is_empty()
+                    && let Some(track) = memory.load(run, received_ns)
+                {
+                    self.region().resume(track);
+                }
+                run.clone_into(&mut known);
+            }
+        }
         self.change(|region| region.heard(at, sent_ns, received_ns));
+    }
+
+    /// Keeps what is known for the edge's next life.
+    fn remember(&self) {
+        let Some(memory) = &self.memory else { return };
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Under its lock, so that nothing is written once the edge goes its own way.
+        let region = self.region();
+        if let Some(track) = region.track() {
+            memory.save(&run, track);
+        }
     }
 
     pub(crate) fn slow(&self, now_ns: u64) {
@@ -85,11 +116,11 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    pub(crate) fn new(cluster: bool, edges: u32, now_ns: u64) -> Self {
+    pub(crate) fn new(cluster: bool, edges: u32, now_ns: u64, memory: Option<Memory>) -> Self {
         let slots = if cluster { usize::from(SLOTS) } else { 1 };
         Self {
             by_slot: (0..slots).map(|_| AtomicU32::new(0)).collect(),
-            list: ArcSwap::from_pointee(vec![(0, Arc::new(Server::new(edges, now_ns)))]),
+            list: ArcSwap::from_pointee(vec![(0, Arc::new(Server::new(edges, now_ns, memory.filter(|_| !cluster))))]),
             by_run: Mutex::default(),
             tags: if cluster { tags() } else { Vec::new() },
             edges,
@@ -114,7 +145,12 @@ impl Servers {
     /// A server answered for a slot; `run` tells the servers of a cluster apart.
     pub(crate) fn heard(&self, slot: u16, run: &str, at: ServerTime, sent_ns: u64, received_ns: u64) {
         let server = if self.by_slot.len() == 1 { self.of(slot) } else { self.place(slot, run, received_ns) };
-        server.heard(at, sent_ns, received_ns);
+        server.heard(run, at, sent_ns, received_ns);
+    }
+
+    /// Keeps what is known of the servers for the edge's next life. Writes a file.
+    pub(crate) fn remember(&self) {
+        self.known().iter().for_each(|(_, server)| server.remember());
     }
 
     fn place(&self, slot: u16, run: &str, now_ns: u64) -> Arc<Server> {
@@ -124,7 +160,7 @@ impl Servers {
             None => {
                 let mut list = Vec::clone(&self.list.load());
                 let position = u32::try_from(list.len()).unwrap_or(0);
-                list.push((slot, Arc::new(Server::new(self.edges, now_ns))));
+                list.push((slot, Arc::new(Server::new(self.edges, now_ns, None))));
                 self.list.store(Arc::new(list));
                 by_run.insert(run.to_owned(), position);
                 position
@@ -196,7 +232,7 @@ mod tests {
     fn slots_are_those_of_the_specification() {
         assert_eq!(slot_of("123456789"), 0x31c3 % SLOTS);
         assert_eq!(slot_of("foo"), 12_182);
-        let servers = Servers::new(true, 1, 1);
+        let servers = Servers::new(true, 1, 1, None);
         for slot in [0, 1, 8_000, SLOTS - 1] {
             let key = servers.sentinel(slot);
             let tag = key.split(['{', '}']).nth(1).unwrap();
@@ -206,7 +242,7 @@ mod tests {
 
     #[test]
     fn each_server_of_a_cluster_has_its_own_clock_and_failures() {
-        let servers = Servers::new(true, 2, 1);
+        let servers = Servers::new(true, 2, 1, None);
         assert!(servers.is_unknown(5));
         servers.heard(5, "a", 1_000_000, 10, 20);
         servers.heard(6, "b", 9_000_000, 10, 20);

@@ -4,13 +4,14 @@
 //! stopped edges and clock jumps are drawn from the seed. What is checked: the requests admitted by all edges together
 //! would have passed one bucket of the whole limit (so over every window: admitted ≤ burst + rate · window).
 
+mod random;
 mod world;
 
 use super::ask::Floor;
 use super::ledger::Ledger;
 use super::reach::Region;
 use super::share::{Kind, Share, Take};
-pub(super) use world::Random;
+pub(super) use random::Random;
 use world::{Load, MS, Outcome, START, Scenario, World};
 
 fn seeds(default: u64) -> u64 {

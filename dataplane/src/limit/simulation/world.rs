@@ -5,6 +5,7 @@ use crate::limit::clock::Vouch;
 use crate::limit::ledger::Ledger;
 use crate::limit::reach::Region;
 use crate::limit::share::{Kind, Share, Take, Taken};
+use crate::limit::simulation::random::Random;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -16,34 +17,6 @@ const PROBE_EVERY: u64 = 250 * MS;
 /// A request that was told neither yes nor no in this time is refused.
 const WAIT: u64 = 25 * MS;
 pub(super) const START: i64 = 1_700_000_000_000_000;
-
-/// SplitMix64.
-#[derive(Clone)]
-pub(in crate::limit) struct Random(pub(in crate::limit) u64);
-
-impl Random {
-    pub(in crate::limit) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    pub(in crate::limit) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-    pub(super) fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-    /// Time to the next of events that come independently, at a rate per second.
-    fn wait(&mut self, per_s: f64) -> u64 {
-        let seconds = -(1.0 - self.unit()).ln() / per_s;
-        u64::try_from(std::time::Duration::from_secs_f64(seconds).as_nanos()).unwrap()
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
@@ -58,9 +31,13 @@ pub(super) enum Load {
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     RedisDown,
-    RedisUp { lost: bool },
+    RedisUp {
+        lost: bool,
+    },
     Flush,
     Stop(usize),
+    /// Killed, and started again by what it kept of the server's clock.
+    Restart(usize),
     Jump(i64),
 }
 
@@ -91,7 +68,7 @@ enum Event {
     ProbeReply { edge: usize, server: i64, sent: u64 },
     Keep(usize),
     Save,
-    Settle { edge: usize, taken: Taken, used: u64 },
+    Settle { edge: usize, life: u64, taken: Taken, used: u64 },
     GiveUp { edge: usize, request: u64 },
     Fault(Fault),
 }
@@ -105,6 +82,7 @@ struct Edge {
     /// Asks on their way.
     open: Vec<u64>,
     stopped_until: u64,
+    life: u64,
 }
 
 #[derive(Default, Debug)]
@@ -168,6 +146,7 @@ impl World {
                 waiting: BTreeMap::new(),
                 open: Vec::new(),
                 stopped_until: 0,
+                life: 0,
             })
             .collect();
         Self {
@@ -240,7 +219,7 @@ impl World {
                 return;
             }
             let edge = usize::try_from(self.random.below(self.edges.len() as u64)).unwrap();
-            match self.random.below(6) {
+            match self.random.below(7) {
                 0 | 1 => {
                     self.at(at, Event::Fault(Fault::RedisDown));
                     let lost = self.random.below(2) == 0;
@@ -249,6 +228,7 @@ impl World {
                 }
                 2 => self.at(at, Event::Fault(Fault::Flush)),
                 3 => self.at(at, Event::Fault(Fault::Stop(edge))),
+                4 => self.at(at, Event::Fault(Fault::Restart(edge))),
                 _ => {
                     let jump =
                         self.random.one_of(&[3_600_000_000_i64, -3_600_000_000, 700_000, -5_000_000, 30_000_000]);
@@ -282,7 +262,11 @@ impl World {
         match event {
             Event::Arrival => self.arrive(),
             Event::AskArrives { edge, ask, id, sent } => self.answer(edge, ask, id, sent),
-            Event::Reply { edge, ask, grant, id, sent } => self.reply(edge, &ask, &grant, id, sent),
+            // Replies to an earlier life find nobody.
+            Event::Reply { edge, ref ask, ref grant, id, sent } if self.edges[edge].open.contains(&id) => {
+                self.reply(edge, ask, grant, id, sent);
+            }
+            Event::Reply { .. } => {}
             Event::Slow { edge, ask, id } => {
                 if self.edges[edge].open.contains(&id) {
                     self.edges[edge].region.slow(self.now);
@@ -290,6 +274,7 @@ impl World {
                     self.wake(edge);
                 }
             }
+            Event::Lost { edge, id, .. } if !self.edges[edge].open.contains(&id) => {}
             Event::Lost { edge, ask, id } => {
                 self.edges[edge].open.retain(|open| *open != id);
                 self.edges[edge].share.lost(&ask);
@@ -327,8 +312,12 @@ impl World {
                     self.saved = self.ledger.clone();
                 }
             }
-            Event::Settle { edge, taken, used } => {
+            Event::Settle { edge, life, taken, used } => {
                 let e = &self.edges[edge];
+                // What a killed process had to settle nobody settles.
+                if e.life != life {
+                    return;
+                }
                 e.share.settle(taken, used, e.region.reach(), self.now);
             }
             Event::GiveUp { edge, request } => drop(self.edges[edge].waiting.remove(&request)),
@@ -352,8 +341,25 @@ impl World {
             }
             Fault::Flush => self.ledger.flush(),
             Fault::Stop(edge) => self.edges[edge].stopped_until = self.now + 10 * S,
+            Fault::Restart(edge) => self.restart(edge),
             Fault::Jump(by) => self.jumped_us += by,
         }
+    }
+
+    fn restart(&mut self, edge: usize) {
+        let count = u32::try_from(self.edges.len()).unwrap();
+        let e = &mut self.edges[edge];
+        let kept = e.region.track();
+        e.life += 1;
+        e.name = format!("e{edge}.{}", e.life);
+        e.share = Share::new(self.scenario.kind, self.scenario.limit);
+        e.region = Region::new(count, self.now);
+        if let Some(track) = kept {
+            e.region.resume(track);
+        }
+        e.waiting.clear();
+        e.open.clear();
+        e.stopped_until = self.now + self.random.below(20 * S);
     }
 
     fn arrive(&mut self) {
@@ -459,7 +465,8 @@ impl World {
         self.admitted.push((self.now, used));
         if self.scenario.kind == Kind::Tokens {
             let wait = self.random.below(8 * S);
-            self.after(wait, Event::Settle { edge, taken, used });
+            let life = self.edges[edge].life;
+            self.after(wait, Event::Settle { edge, life, taken, used });
         }
         if taken.runs_low && self.edges[edge].region.reach().alone_since_ns.is_none() {
             self.ask(edge);
