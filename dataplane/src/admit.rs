@@ -157,7 +157,7 @@ impl Size {
         let allowed = metered.within(model).most_tokens();
         let most = allowed.map_or(wished, |allowed| wished.min(allowed));
         let counted = allowed.is_some() || metered.key.org.limits.budget.is_some();
-        let longest = counted.then(|| most.saturating_sub(prompt).max(1));
+        let longest = counted.then(|| coarse(most.saturating_sub(prompt).max(1), wished > most));
         Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(0), most, longest })
     }
 
@@ -228,6 +228,13 @@ fn longest_answer(endpoint: Endpoint, ask: &Ask, model: &Model) -> u64 {
     }
     let most = model.record.max_output_tokens.map_or(DEFAULT_ANSWER, u64::from).min(model.record.context_length.into());
     ask.max_tokens.unwrap_or(most)
+}
+
+/// A length cut by a limit moves with every estimate of the prompt, and would make equal requests differ: rounded down to
+/// three binary digits.
+const fn coarse(tokens: u64, cut: bool) -> u64 {
+    let digits = u64::BITS - tokens.leading_zeros();
+    if cut && digits > 3 { tokens >> (digits - 3) << (digits - 3) } else { tokens }
 }
 
 /// A client's model name, short enough to repeat to him.

@@ -18,13 +18,16 @@ use pingora::protocols::http::custom::{CustomMessageWrite, server::Session as Cu
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often is looked whether anybody still listens to an answer whose client has left.
 const AUDIENCE_POLL: Duration = Duration::from_millis(50);
+
+/// Longest that a client who does not read holds up others who get the same answer.
+const LEFT_BEHIND: Duration = Duration::from_secs(5);
 
 /// Where the client's own session waits to be put back.
 #[derive(Clone)]
@@ -79,10 +82,10 @@ impl ReplaySession {
         self.audience.as_ref().is_some_and(Audience::is_listening)
     }
 
-    /// An error of the client's connection ends the answer, unless others listen.
-    fn bear<T>(&self, written: Result<T>, otherwise: T) -> Result<T> {
-        match written {
-            Err(_) if self.goes_on() => {
+    /// An error of the client's connection ends the answer, unless others listen. What the node did wrong is passed on.
+    fn bear<T>(&self, outcome: Result<T>, otherwise: T) -> Result<T> {
+        match outcome {
+            Err(error) if self.goes_on() && !matches!(error.esource(), ErrorSource::Upstream) => {
                 self.own.0.client_left.store(true, Ordering::Relaxed);
                 Ok(otherwise)
             }
@@ -90,9 +93,29 @@ impl ReplaySession {
         }
     }
 
+    /// How long a client may hold up those who listen to the same answer; one that takes longer is left behind.
+    fn patience(&self) -> Option<Duration> {
+        self.goes_on().then_some(LEFT_BEHIND)
+    }
+
     /// `Some` once the client has left: what writing to it comes to.
     fn left<T>(&self, otherwise: T) -> Option<Result<T>> {
         self.own.client_left().then(|| self.bear(Err(gone()), otherwise))
+    }
+}
+
+/// Waits for a write to a client.
+async fn within<T>(patience: Option<Duration>, write: impl Future<Output = Result<T>>) -> Result<T> {
+    match patience {
+        None => write.await,
+        Some(patience) => tokio::time::timeout(patience, write).await.unwrap_or_else(|_| Err(gone())),
+    }
+}
+
+fn failure(task: HttpTask) -> Option<Box<Error>> {
+    match task {
+        HttpTask::Failed(error) => Some(error),
+        _ => None,
     }
 }
 
@@ -168,7 +191,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let written = self.inner.write_response_header(response).await;
+        let patience = self.patience();
+        let written = within(patience, self.inner.write_response_header(response)).await;
         self.bear(written, ())
     }
 
@@ -176,7 +200,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let written = self.inner.write_response_header_ref(response).await;
+        let patience = self.patience();
+        let written = within(patience, self.inner.write_response_header_ref(response)).await;
         self.bear(written, ())
     }
 
@@ -184,7 +209,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let written = self.inner.write_response_body(data, end).await;
+        let patience = self.patience();
+        let written = within(patience, self.inner.write_response_body(data, end)).await;
         self.bear(written, ())
     }
 
@@ -192,16 +218,21 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let written = self.inner.write_response_trailers(trailers).await;
+        let patience = self.patience();
+        let written = within(patience, self.inner.write_response_trailers(trailers)).await;
         self.bear(written, ())
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let ends = tasks.iter().any(HttpTask::is_end);
-        if let Some(outcome) = self.left(ends) {
-            return outcome;
+        if self.own.client_left() {
+            return match tasks.into_iter().find_map(failure) {
+                Some(error) => Err(error),
+                None => self.bear(Err(gone()), ends),
+            };
         }
-        let written = self.inner.response_duplex_vec(tasks).await;
+        let patience = self.patience();
+        let written = within(patience, self.inner.response_duplex_vec(tasks)).await;
         self.bear(written, ends)
     }
 
@@ -245,7 +276,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let written = self.inner.finish_body().await;
+        let patience = self.patience();
+        let written = within(patience, self.inner.finish_body()).await;
         self.bear(written, ())
     }
 

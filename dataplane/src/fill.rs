@@ -9,7 +9,7 @@ use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use pingora::http::ResponseHeader;
 use std::sync::Arc;
-use turnpike_config::Endpoint;
+use turnpike_config::{CacheKey, Endpoint};
 
 /// An answer on its way into the cache. Dropped before its end, it leaves nothing, and who waits for it goes on alone.
 pub(crate) struct Fill {
@@ -39,6 +39,11 @@ impl Fill {
         fence: Option<Fence>,
     ) -> Self {
         Self { wanted, endpoint, asked_at_ms, leader, fence, body: None }
+    }
+
+    /// What the answer will be known by.
+    pub(crate) const fn key(&self) -> &CacheKey {
+        &self.wanted.key
     }
 
     /// Who waits.
@@ -71,28 +76,40 @@ impl Fill {
         body.length <= MAX_BODY
     }
 
-    /// The answer is over: keeps it if it is whole.
-    pub(crate) fn finish(self, usage: Option<Usage>, cache: &ResponseCache, now_ms: u64) {
+    /// The answer is over: keeps it if it is whole. `purged_at_ms`: when it was last purged, by the newest routing.
+    pub(crate) fn finish(mut self, usage: Option<Usage>, cache: &ResponseCache, purged_at_ms: u64, now_ms: u64) {
+        let leader = self.leader.take();
+        let Some(answer) = self.whole(usage) else {
+            if let Some(leader) = leader {
+                leader.over();
+            }
+            return;
+        };
+        // First kept, then told: whoever asks from now on finds it.
+        if purged_at_ms == self.wanted.purged_at_ms {
+            cache.put(&self.wanted, &answer, now_ms, self.fence);
+        }
+        if let Some(leader) = leader {
+            leader.finish(answer);
+        }
+    }
+
+    /// The answer, if it is one that can be given again.
+    fn whole(&mut self, usage: Option<Usage>) -> Option<Arc<StoredAnswer>> {
+        let body = self.body.take()?;
         // Moderations have no usage.
-        let usage = usage.or_else(|| (self.endpoint == Endpoint::Moderation).then(Usage::default));
-        let (Some(body), Some(usage)) = (self.body, usage) else { return };
+        let usage = usage.or_else(|| (self.endpoint == Endpoint::Moderation).then(Usage::default))?;
         // Copied, so that what is kept is no slice of a larger buffer.
         let whole = body.pieces.concat();
         let complete = if body.streamed { is_complete_stream(&whole) } else { is_complete_json(&whole, self.endpoint) };
-        if !complete {
-            return;
-        }
-        let answer = Arc::new(StoredAnswer {
-            stored_at_ms: self.asked_at_ms,
-            streamed: body.streamed,
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            body: whole.into(),
-        });
-        // First kept, then told: whoever asks from now on finds it.
-        cache.put(&self.wanted, &answer, now_ms, self.fence);
-        if let Some(leader) = self.leader {
-            leader.finish(answer);
-        }
+        complete.then(|| {
+            Arc::new(StoredAnswer {
+                stored_at_ms: self.asked_at_ms,
+                streamed: body.streamed,
+                prompt_tokens: usage.prompt_tokens,
+                completion_tokens: usage.completion_tokens,
+                body: whole.into(),
+            })
+        })
     }
 }

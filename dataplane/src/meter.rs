@@ -5,6 +5,7 @@ use crate::limit::micros;
 use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, Served};
+use crate::tap::Tap;
 use http::header::USER_AGENT;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
@@ -35,11 +36,12 @@ pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, erro
         return;
     };
     let now = Instant::now();
-    let tokens = tokens(&metered);
-    if let (Some(model), false) = (&metered.model, tokens.estimated) {
+    let client_gone = client_gone(&metered, error);
+    let tokens = tokens(&metered, client_gone);
+    if let (Some(model), false) = (&metered.model, tokens.estimated || is_reuse(&metered)) {
         model.live.learn(metered.request_bytes, tokens.prompt);
     }
-    let end = end(request, &metered, error);
+    let end = end(request, &metered, client_gone, error);
     let event = event(edge, session, request, &metered, tokens, end, now);
     // Limits are on what nodes work on.
     let used = if is_reuse(&metered) { 0 } else { event.total_tokens() };
@@ -65,29 +67,36 @@ fn served(metered: &Metered) -> Option<Served> {
     metered.cached.as_ref()?.served
 }
 
-/// The engine's count if it came; else what passed to the client, once anything did.
-fn tokens(metered: &Metered) -> Tokens {
-    if let Some(Served { usage, complete, .. }) = served(metered) {
-        return Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated: !complete };
+/// Whether the client left before it had everything.
+fn client_gone(metered: &Metered, error: Option<&Error>) -> bool {
+    error.is_some_and(|e| matches!(e.esource(), ErrorSource::Downstream))
+        || metered.dispatch.as_ref().is_some_and(|dispatch| dispatch.swapped.client_left())
+        || served(metered).is_some_and(|served| !served.complete)
+}
+
+/// The engine's count if it came; else what passed to the client, once anything did, and for a client that left early the
+/// prompt that a node worked on.
+fn tokens(metered: &Metered, client_gone: bool) -> Tokens {
+    if let Some(Served { usage, estimated, .. }) = served(metered) {
+        return Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated };
     }
     let Some(dispatch) = &metered.dispatch else { return Tokens::default() };
-    let Some(tap) = &dispatch.tap else { return Tokens::default() };
-    match tap.usage() {
+    let worked_on = dispatch.first_byte_at.is_some() && dispatch.node_status == 200
+        || client_gone && dispatch.sent_at.is_some() && matches!(dispatch.node_status, 0 | 200);
+    let tap = dispatch.tap.as_ref();
+    match tap.and_then(Tap::usage) {
         Some(usage) => Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated: false },
-        None if dispatch.first_byte_at.is_some() && dispatch.node_status == 200 => {
-            Tokens { prompt: dispatch.prompt_estimate, completion: tap.tokens_seen(), estimated: true }
+        None if worked_on => {
+            Tokens { prompt: dispatch.prompt_estimate, completion: tap.map_or(0, Tap::tokens_seen), estimated: true }
         }
         None => Tokens::default(),
     }
 }
 
-fn end(request: &Request, metered: &Metered, error: Option<&Error>) -> End {
+fn end(request: &Request, metered: &Metered, client_gone: bool, error: Option<&Error>) -> End {
     let failed = |status, code: &str| End { status, code: Some(code.to_owned()), message: None };
     let (dispatch, served) = (metered.dispatch.as_ref(), served(metered));
-    if error.is_some_and(|e| matches!(e.esource(), ErrorSource::Downstream))
-        || dispatch.is_some_and(|dispatch| dispatch.swapped.client_left())
-        || served.is_some_and(|served| !served.complete)
-    {
+    if client_gone {
         return failed(RequestStatus::ClientGone, "client_gone");
     }
     if let Some(reject) = &request.reject {

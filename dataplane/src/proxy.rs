@@ -3,7 +3,7 @@
 use crate::admit::{Admitted, admit};
 use crate::edge::Edge;
 use crate::reject::Reject;
-use crate::request::{Request, unix_ms};
+use crate::request::{Request, own_request_id, unix_ms};
 use crate::tap::Tap;
 use crate::{balance, body_swap, meter, respond, rewrite};
 use async_trait::async_trait;
@@ -75,11 +75,14 @@ impl ProxyHttp for Proxy {
         };
         dispatch.sent_at.get_or_insert_with(Instant::now);
         let node = dispatch.assignment.as_ref().map(|assignment| &assignment.node);
+        // Engines make an answer's id of this one: what other organizations may get does not have the client's own.
+        let shared = dispatch.fill.is_some() && model.record.cache.public;
+        let own_id = shared.then(|| own_request_id(request.id));
         let host = node.map_or("node", |node| node.tls_name.as_deref().unwrap_or(&node.name));
         rewrite::head(
             head,
             &rewrite::Forwarded {
-                request_id: &request.request_id,
+                request_id: own_id.as_deref().unwrap_or(&request.request_id),
                 model: &model.record.id,
                 version: model.route.as_ref().map_or("", |route| &route.version),
                 body_length: dispatch.body.len(),
@@ -153,7 +156,9 @@ impl ProxyHttp for Proxy {
         }
         if end_of_stream && let Some(fill) = dispatch.fill.take() {
             let usage = dispatch.tap.as_ref().and_then(Tap::usage);
-            fill.finish(usage, &self.edge.cache, unix_ms());
+            // What was purged meanwhile was asked for too early.
+            let purged = self.edge.snapshot.load().purged_at_ms(fill.key());
+            fill.finish(usage, &self.edge.cache, purged, unix_ms());
         }
         Ok(None)
     }
@@ -223,6 +228,10 @@ impl ProxyHttp for Proxy {
             let swapped = dispatch.swapped.clone();
             dispatch.assignment = None;
             body_swap::take_out(session, &swapped);
+            if swapped.client_left() {
+                // It has not had everything: it must not look as if it had.
+                session.downstream_session.shutdown().await;
+            }
         }
         meter::record(&self.edge, session, request, error);
     }
@@ -269,7 +278,9 @@ impl Proxy {
         let by_client = matches!(error.esource(), ErrorSource::Downstream);
         let timed_out = matches!(error.etype(), ErrorType::ReadTimedout);
         let busy = error.etype() == &NODE_BUSY;
-        let may_retry = !by_client && !timed_out && session.response_written().is_none();
+        // A head that came was passed on to those who listen, also if this client has left before.
+        let has_begun = session.response_written().is_some() || request.dispatch().is_some_and(|d| d.node_status != 0);
+        let may_retry = !by_client && !timed_out && !has_begun;
         error.retry = RetryType::Decided(may_retry);
         let assignment = request.dispatch().and_then(|dispatch| dispatch.assignment.as_ref());
         if let Some(assignment) = assignment.filter(|_| !by_client && !busy) {

@@ -267,6 +267,17 @@ fn limit_answer(refused: &Refused) -> Answer {
             Answer::new(StatusCode::TOO_MANY_REQUESTS, name, "rate_limit_exceeded", message)
                 .retry_after(retry_after_ms.div_ceil(1000).max(1))
         }
+        Refused::Unsure { subject, retry_after_ms } => Answer::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "requests",
+            "rate_limit_exceeded",
+            format!(
+                "What is left of the monthly budget of {subject} is reserved by running requests, or still being added \
+                 up. Please try again in {}s.",
+                retry_after_ms.div_ceil(1000)
+            ),
+        )
+        .retry_after(retry_after_ms.div_ceil(1000).max(1)),
         Refused::TooLarge { subject, allowed, wanted } => Answer::new(
             StatusCode::TOO_MANY_REQUESTS,
             "tokens",

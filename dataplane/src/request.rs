@@ -60,6 +60,8 @@ pub(crate) struct Cached {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Served {
     pub(crate) usage: Usage,
+    /// The edge's own count: it broke off.
+    pub(crate) estimated: bool,
     pub(crate) first_byte_at: Option<Instant>,
     /// The client got all of it.
     pub(crate) complete: bool,
@@ -145,7 +147,12 @@ impl Drop for InFlight {
 /// The client's request id if it is sound (1 to 128 visible ASCII characters), else one made from the event's.
 pub(crate) fn request_id(sent: Option<&str>, id: EventId) -> String {
     let sound = |text: &&str| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-    sent.filter(sound).map_or_else(|| format!("req_{}", id.0.simple()), str::to_owned)
+    sent.filter(sound).map_or_else(|| own_request_id(id), str::to_owned)
+}
+
+/// A request id made from the event's.
+pub(crate) fn own_request_id(id: EventId) -> String {
+    format!("req_{}", id.0.simple())
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Answers a request without a node, if an equal one has been answered or is being answered.
 
-use crate::cache::{self, Facts, Fence, FlightEvent, Follower, Join, LeaderGuard, Plan, Scope, StoredAnswer, Wanted};
+mod listen;
+
+use crate::cache::{self, Facts, Fence, Follower, Join, LeaderGuard, Plan, Scope, StoredAnswer, Wanted};
 use crate::edge::Edge;
 use crate::fill::Fill;
 use crate::limit::{Charges, Need, Refused, Within, micros};
@@ -8,8 +10,9 @@ use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Cached, Metered, Request, Served};
 use crate::respond;
-use crate::tap::{Tap, Usage};
+use crate::tap::Usage;
 use bytes::Bytes;
+use listen::Heard;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -112,18 +115,23 @@ impl Seeker<'_> {
             return Ok(Reuse::Answered);
         }
         for _ in 0..FLIGHTS {
-            match self.edge.cache.join(self.wanted.key) {
+            let now_ms = self.request.arrived_unix_ms;
+            match self.edge.cache.join(self.wanted.key, now_ms) {
                 Join::Leader(leader) => return self.lead(leader).await,
-                // Who wants a fresh answer does not wait for one that was asked for earlier.
-                Join::Follower(_) if !self.plan.lookup => break,
-                Join::Follower(follower) => {
-                    if self.listen(follower).await? {
-                        return Ok(Reuse::Answered);
-                    }
-                }
+                Join::Follower(follower) if !self.would_take(&follower) => break,
+                Join::Follower(follower) => match self.listen(follower).await? {
+                    Heard::Everything => return Ok(Reuse::Answered),
+                    Heard::Nothing { rejoin: true } => {}
+                    Heard::Nothing { rejoin: false } => break,
+                },
             }
         }
         self.fill(None, None)
+    }
+
+    /// Whether an answer will do that somebody asked for earlier.
+    fn would_take(&self, follower: &Follower) -> bool {
+        self.plan.lookup && self.wanted.accepts_of(follower.asked_at_ms(), self.request.arrived_unix_ms)
     }
 
     /// Asks the region before a node is asked.
@@ -222,72 +230,5 @@ impl Seeker<'_> {
             served.first_byte_at = Some(Instant::now());
         }
         Ok(())
-    }
-
-    /// Gives the client what another one is getting; false if nothing came of it, and nothing was sent.
-    async fn listen(&mut self, mut follower: Follower) -> Result<bool, Reject> {
-        let ask = self.metered()?.ask.as_ref().ok_or(Reject::Internal)?;
-        let (streams, mut tap) = (ask.stream, Tap::stream(!ask.include_usage));
-        let mut begun = false;
-        loop {
-            match follower.next().await {
-                FlightEvent::Streamed(_) if !streams => {}
-                FlightEvent::Streamed(piece) => {
-                    if !begun {
-                        self.charge(self.most).await?;
-                        self.note(CacheStatus::Coalesced, 0, Usage::default())?;
-                    }
-                    let sent = self.pass_on(tap.pass(Some(piece), false), !begun).await;
-                    begun = true;
-                    if sent.is_err() {
-                        return self.heard(&tap, false);
-                    }
-                }
-                FlightEvent::Done(answer) if begun => {
-                    let rest = tap.pass(None, true);
-                    let sent = self.session.write_response_body(rest, true).await.is_ok();
-                    let usage =
-                        Usage { prompt_tokens: answer.prompt_tokens, completion_tokens: answer.completion_tokens };
-                    self.served()?.usage = usage;
-                    self.served()?.complete = sent;
-                    return Ok(true);
-                }
-                FlightEvent::Done(answer) => {
-                    let now_ms = self.request.arrived_unix_ms;
-                    return if self.wanted.accepts(&answer, now_ms) {
-                        self.give(&answer, CacheStatus::Coalesced).await
-                    } else {
-                        Ok(false)
-                    };
-                }
-                FlightEvent::Failed { .. } if !begun => return Ok(false),
-                FlightEvent::Failed { .. } => {
-                    // What has been sent cannot be taken back.
-                    let sent = respond::stream_error(self.session, &Reject::NodeFailed.answer()).await;
-                    self.request.reject = sent.is_ok().then_some(Reject::NodeFailed);
-                    return self.heard(&tap, sent.is_ok());
-                }
-            }
-        }
-    }
-
-    async fn pass_on(&mut self, piece: Option<Bytes>, first: bool) -> pingora::Result<()> {
-        if first {
-            self.write_head(true, None).await?;
-        }
-        match piece {
-            Some(piece) => self.session.write_response_body(Some(piece), false).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Ends a stream that broke off.
-    fn heard(&mut self, tap: &Tap, complete: bool) -> Result<bool, Reject> {
-        let completion_tokens = tap.usage().map_or(tap.tokens_seen(), |usage| usage.completion_tokens);
-        let prompt_tokens = tap.usage().map_or(0, |usage| usage.prompt_tokens);
-        let served = self.served()?;
-        served.usage = Usage { prompt_tokens, completion_tokens };
-        served.complete = complete;
-        Ok(true)
     }
 }

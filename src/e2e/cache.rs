@@ -1,18 +1,27 @@
 //! Answers that are given again: to whom, for how long, at what price, and made once however many ask.
 
-use crate::harness::{Fleet, MODEL, Reply, eventually, python, send_with};
+use crate::faults::busy_node;
+use crate::harness::{Fleet, MODEL, Reply, eventually, get, python, send_with};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
 use turnpike_parts::redis::Redis;
 
 const WORDS: &str = "one two three four five six seven eight";
 
 /// A fleet whose model's answers are cached.
 async fn start(token_delay: &str, edge_settings: &str) -> Fleet {
-    let fleet = Fleet::start_with(&["n1"], token_delay, edge_settings).await;
+    start_nodes(&["n1"], token_delay, edge_settings).await
+}
+
+async fn start_nodes(nodes: &[&str], token_delay: &str, edge_settings: &str) -> Fleet {
+    let fleet = Fleet::start_with(nodes, token_delay, edge_settings).await;
     set_policy(&fleet, json!({"enabled": true})).await;
     fleet
 }
@@ -192,13 +201,7 @@ async fn when_the_first_client_leaves_the_others_get_the_answer_all_the_same() {
     let stream = ask(&fleet.edge_url, &fleet.key, &[], &streamed);
     let document = ask(&fleet.edge_url, &fleet.key, &[], &plain);
     let leave = async {
-        // Both wait by now: the edge counts two more requests.
-        eventually("the others wait", async || {
-            let metrics = crate::harness::get(&format!("{}/metrics", fleet.metrics["edge"]), "").await?.text;
-            let running = metrics.lines().find(|line| line.starts_with("turnpike_edge_requests_in_flight "));
-            if running.is_some_and(|line| line.ends_with(" 3")) { Ok(()) } else { Err(format!("{running:?}")) }
-        })
-        .await;
+        until_in_flight(&fleet, 3).await;
         drop(leader);
     };
     let (stream, document, ()) = tokio::join!(stream, document, leave);
@@ -231,8 +234,12 @@ async fn what_breaks_off_is_not_kept() {
     let second = send_with(Method::POST, &url, &fleet.key, &[], Some(streamed.to_string())).await.unwrap();
     assert_eq!(second.headers()["x-turnpike-cache"], "coalesced");
     fleet.kill("n1");
-    let second = second.text().await.unwrap();
-    assert!(second.contains("\"error\"") && !second.contains("[DONE]"), "{second}");
+    let rest = |bytes: Vec<Result<Bytes, _>>| -> String {
+        bytes.into_iter().map(|piece| String::from_utf8(piece.unwrap().to_vec()).unwrap()).collect()
+    };
+    for told in [rest(first.collect().await), rest(second.bytes_stream().collect().await)] {
+        assert!(told.contains("\"error\"") && !told.contains("[DONE]"), "{told}");
+    }
     fleet.start_plane("n1").await;
     let back = eventually("the node is back", async || {
         let reply = send_with(Method::POST, &url, &fleet.key, &[], Some(body(WORDS).to_string())).await?;
@@ -241,6 +248,87 @@ async fn what_breaks_off_is_not_kept() {
     })
     .await;
     assert_eq!(status(&back), "miss");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_dies_before_its_answer_costs_none_of_those_who_wait() {
+    let mut fleet = start_nodes(&["n1", "n2"], "100ms", "").await;
+    let (edge, key) = (fleet.edge_url.clone(), fleet.key.clone());
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let (edge, key) = (edge.clone(), key.clone());
+            tokio::spawn(async move { ask(&edge, &key, &[], &body(WORDS)).await })
+        })
+        .collect();
+    until_in_flight(&fleet, 3).await;
+    let busy = busy_node(&fleet, &["n1", "n2"]).await;
+    fleet.kill(&busy);
+    for client in clients {
+        assert_eq!(client.await.unwrap().json()["choices"][0]["message"]["content"], WORDS);
+    }
+}
+
+/// Waits until the edge works on so many requests.
+async fn until_in_flight(fleet: &Fleet, count: usize) {
+    eventually("the requests wait", async || {
+        let metrics = get(&format!("{}/metrics", fleet.metrics["edge"]), "").await?.text;
+        let running = metrics.lines().find_map(|line| line.strip_prefix("turnpike_edge_requests_in_flight "));
+        if running == Some(&count.to_string()) { Ok(()) } else { Err(format!("{running:?} of {count}")) }
+    })
+    .await;
+}
+
+/// Sends a streaming request over a connection of its own, and reads the first bytes of the answer.
+fn raw_stream(fleet: &Fleet, text: &str) -> TcpStream {
+    let mut body = body(text);
+    body["stream"] = json!(true);
+    let body = body.to_string();
+    let mut connection = TcpStream::connect(fleet.edge_url.strip_prefix("http://").unwrap()).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let (key, length) = (&fleet.key, body.len());
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    connection.write_all((head + &body).as_bytes()).unwrap();
+    let mut first = [0; 12];
+    connection.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    connection
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_was_left_behind_is_not_told_that_it_has_everything() {
+    let fleet = start("100ms", "").await;
+    let mut leader = raw_stream(&fleet, WORDS);
+    let body = body(WORDS);
+    let follower = ask(&fleet.edge_url, &fleet.key, &[], &body);
+    let half_close = async {
+        until_in_flight(&fleet, 2).await;
+        leader.shutdown(std::net::Shutdown::Write).unwrap();
+    };
+    let (follower, ()) = tokio::join!(follower, half_close);
+    assert_eq!(
+        (status(&follower).as_str(), &follower.json()["choices"][0]["message"]["content"]),
+        ("coalesced", &json!(WORDS))
+    );
+    let mut had = Vec::new();
+    // Cut off in whatever way.
+    let _ = leader.read_to_end(&mut had);
+    let had = String::from_utf8_lossy(&had);
+    assert!(!had.ends_with("0\r\n\r\n") && !had.contains("[DONE]"), "{had}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_holds_up_nobody_else() {
+    // More than all buffers between the edge and a client hold.
+    let text = "word ".repeat(60_000);
+    let fleet = start("0ms", "").await;
+    let leader = raw_stream(&fleet, &text);
+    let follower = ask(&fleet.edge_url, &fleet.key, &[], &body(&text)).await;
+    assert_eq!(status(&follower), "coalesced");
+    assert_eq!(follower.json()["choices"][0]["message"]["content"].as_str().unwrap().trim(), text.trim());
+    drop(leader);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const WORDS: &str = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen";
 
 /// The node that works on a request right now, by its own account.
-async fn busy_node(fleet: &Fleet, nodes: &[&str]) -> String {
+pub(crate) async fn busy_node(fleet: &Fleet, nodes: &[&str]) -> String {
     eventually("a node works on the request", async || {
         let mut texts = String::new();
         for node in nodes {
@@ -153,4 +153,16 @@ async fn without_the_control_plane_a_thousand_requests_go_on_and_their_usage_arr
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_before_the_first_byte_pays_for_what_the_node_worked_on() {
+    let fleet = Fleet::start(&["n1"], "100ms").await;
+    let url = format!("{}/v1/chat/completions", fleet.edge_url);
+    let (key, body) = (fleet.key.clone(), chat_body(MODEL, WORDS, false));
+    let request = tokio::spawn(async move { post(&url, &key, body).await });
+    busy_node(&fleet, &["n1"]).await;
+    request.abort();
+    let event = the_event(&fleet, "status, prompt_tokens > 0, completion_tokens, estimated").await;
+    assert_eq!(event, "client_gone|t|0|t");
 }

@@ -26,7 +26,7 @@ const HEAD: usize = 1 + 1 + 8 + 4 + 4 + 4;
 /// A whole answer, as a node sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredAnswer {
-    /// Unix milliseconds.
+    /// When it was asked for, Unix milliseconds: it is as old as that.
     pub(crate) stored_at_ms: u64,
     /// Whether the body is an event stream, its usage chunk and `[DONE]` included; else it is a JSON document.
     pub(crate) streamed: bool,

@@ -62,15 +62,16 @@ pub(crate) fn is_complete_stream(stream: &[u8]) -> bool {
     done && !finished.is_empty() && finished.into_values().all(|finished| finished)
 }
 
-/// Whether a JSON answer is whole: an object without an error and, from the endpoints that generate, with a finish reason
-/// in every choice, at least one.
+/// Whether a JSON answer is whole: an object without an error and with what its endpoint gives; of those that generate, a
+/// finish reason in every choice, at least one.
 pub(crate) fn is_complete_json(body: &[u8], endpoint: Endpoint) -> bool {
     let Some(fields) = std::str::from_utf8(body).ok().and_then(Fields::parse) else { return false };
     if fields.get_some("error").is_some() {
         return false;
     }
     match endpoint {
-        Endpoint::Embedding | Endpoint::Moderation => true,
+        Endpoint::Embedding => fields.get_some("data").is_some(),
+        Endpoint::Moderation => fields.get_some("results").is_some(),
         Endpoint::Chat | Endpoint::Completion => {
             let choices = fields.get("choices").and_then(read::<Vec<Choice<'_>>>).unwrap_or_default();
             !choices.is_empty() && choices.iter().all(|choice| choice.end() == Some(true))

@@ -36,13 +36,17 @@ pub(crate) enum FlightEvent {
     Streamed(Bytes),
     /// The answer is there as a whole; of a stream, every byte has come before.
     Done(Arc<StoredAnswer>),
+    /// The answer is over, but it is none to keep: who has had its bytes has had all of them.
+    Over,
     /// The leader gave up: who has had no bytes joins again, and one of them leads.
-    Failed { after_bytes: bool },
+    Failed,
 }
 
 /// One answer in the making.
 #[derive(Debug, Default)]
 struct Flight {
+    /// When the leader asked, Unix milliseconds.
+    asked_at_ms: u64,
     state: Mutex<State>,
     changed: Notify,
     followers: AtomicUsize,
@@ -61,6 +65,7 @@ struct State {
 #[derive(Clone, Debug)]
 enum End {
     Done(Arc<StoredAnswer>),
+    Over,
     Failed,
 }
 
@@ -71,8 +76,8 @@ impl Default for Flights {
 }
 
 impl Flights {
-    /// Takes part in the flight of this key, or begins it.
-    pub(crate) fn join(self: &Arc<Self>, key: CacheKey) -> Join {
+    /// Takes part in the flight of this key, or begins it. `now_ms`: Unix milliseconds.
+    pub(crate) fn join(self: &Arc<Self>, key: CacheKey, now_ms: u64) -> Join {
         match lock(self.shard(&key)).entry(key) {
             Entry::Occupied(entry) => {
                 let flight = Arc::clone(entry.get());
@@ -80,7 +85,8 @@ impl Flights {
                 Join::Follower(Follower { flight, next: 0 })
             }
             Entry::Vacant(entry) => {
-                let flight = Arc::clone(entry.insert(Arc::default()));
+                let flight = Arc::new(Flight { asked_at_ms: now_ms, ..Flight::default() });
+                entry.insert(Arc::clone(&flight));
                 Join::Leader(LeaderGuard { flights: Arc::clone(self), key, flight })
             }
         }
@@ -146,6 +152,11 @@ impl LeaderGuard {
         self.end(End::Done(answer));
     }
 
+    /// The answer is over and whole, but it is none to keep.
+    pub(crate) fn over(self) {
+        self.end(End::Over);
+    }
+
     /// Those who wait for the answer beside the leader's own client.
     pub(crate) fn audience(&self) -> Audience {
         Audience(Arc::clone(&self.flight))
@@ -174,7 +185,8 @@ impl State {
         }
         match self.end.clone()? {
             End::Done(answer) => Some(FlightEvent::Done(answer)),
-            End::Failed => Some(FlightEvent::Failed { after_bytes: next > 0 }),
+            End::Over => Some(FlightEvent::Over),
+            End::Failed => Some(FlightEvent::Failed),
         }
     }
 }
@@ -212,6 +224,11 @@ impl Follower {
         }
     }
 
+    /// When the leader asked, Unix milliseconds.
+    pub(crate) fn asked_at_ms(&self) -> u64 {
+        self.flight.asked_at_ms
+    }
+
     fn poll(&mut self) -> Option<FlightEvent> {
         let event = lock(&self.flight.state).event(self.next);
         self.next += usize::from(matches!(event, Some(FlightEvent::Streamed(_))));
@@ -240,14 +257,14 @@ mod tests {
     }
 
     fn lead(flights: &Arc<Flights>) -> LeaderGuard {
-        match flights.join(key()) {
+        match flights.join(key(), 0) {
             Join::Leader(leader) => leader,
             Join::Follower(_) => panic!("somebody leads"),
         }
     }
 
     fn follow(flights: &Arc<Flights>) -> Follower {
-        match flights.join(key()) {
+        match flights.join(key(), 0) {
             Join::Leader(_) => panic!("nobody leads"),
             Join::Follower(follower) => follower,
         }
@@ -277,6 +294,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_that_is_none_to_keep_is_over_all_the_same() {
+        let flights = Arc::new(Flights::default());
+        let mut leader = match flights.join(key(), 7) {
+            Join::Leader(leader) => leader,
+            Join::Follower(_) => panic!("somebody leads"),
+        };
+        leader.stream();
+        let mut follower = follow(&flights);
+        assert_eq!(follower.asked_at_ms(), 7);
+        leader.push(Bytes::from_static(b"a"));
+        leader.over();
+        assert_eq!(follower.next().await, FlightEvent::Streamed(Bytes::from_static(b"a")));
+        assert_eq!(follower.next().await, FlightEvent::Over);
+        assert_eq!(flights.len(), 0);
+    }
+
+    #[tokio::test]
     async fn followers_of_what_is_not_streamed_get_the_whole() {
         let flights = Arc::new(Flights::default());
         let mut leader = lead(&flights);
@@ -295,9 +329,9 @@ mod tests {
         leader.push(Bytes::from_static(b"a"));
         first.next().await;
         drop(leader);
-        assert_eq!(first.next().await, FlightEvent::Failed { after_bytes: true });
+        assert_eq!(first.next().await, FlightEvent::Failed);
         assert_eq!(second.next().await, FlightEvent::Streamed(Bytes::from_static(b"a")));
-        assert_eq!(second.next().await, FlightEvent::Failed { after_bytes: true });
+        assert_eq!(second.next().await, FlightEvent::Failed);
         drop(lead(&flights));
         assert_eq!(flights.len(), 0);
     }
@@ -315,7 +349,7 @@ mod tests {
         leader.finish(answer("x"));
         assert_eq!(flights.len(), 1);
         (0..2).for_each(|_| assert!(matches!(follower.poll(), Some(FlightEvent::Streamed(_)))));
-        assert_eq!(follower.next().await, FlightEvent::Failed { after_bytes: true });
+        assert_eq!(follower.next().await, FlightEvent::Failed);
         drop(next);
     }
 
@@ -365,7 +399,7 @@ mod tests {
     async fn request(flights: Arc<Flights>, fate: Arc<Fate>) -> (usize, Vec<u8>) {
         let mut led = 0;
         loop {
-            let mut follower = match flights.join(key()) {
+            let mut follower = match flights.join(key(), 0) {
                 Join::Leader(mut leader) => {
                     led += 1;
                     assert_eq!(fate.leading.fetch_add(1, Ordering::SeqCst), 0, "two lead at once");
@@ -392,10 +426,8 @@ mod tests {
                         assert_eq!(answer.body, got);
                         return (led, got);
                     }
-                    FlightEvent::Failed { after_bytes } => {
-                        assert!(!after_bytes);
-                        break;
-                    }
+                    FlightEvent::Failed => break,
+                    FlightEvent::Over => panic!("over"),
                 }
             }
         }
@@ -440,7 +472,7 @@ mod tests {
                         match follower.next().await {
                             FlightEvent::Streamed(piece) => assert_eq!(piece[..], expected.to_be_bytes()),
                             FlightEvent::Done(_) => return expected,
-                            FlightEvent::Failed { .. } => panic!("failed"),
+                            other => panic!("{other:?}"),
                         }
                         expected += 1;
                     }

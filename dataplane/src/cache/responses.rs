@@ -30,8 +30,13 @@ pub(crate) struct Wanted {
 impl Wanted {
     /// Whether an answer will do.
     pub(crate) fn accepts(&self, answer: &StoredAnswer, now_ms: u64) -> bool {
-        let age_ms = now_ms.saturating_sub(answer.stored_at_ms);
-        answer.stored_at_ms > self.purged_at_ms
+        self.accepts_of(answer.stored_at_ms, now_ms)
+    }
+
+    /// Whether an answer will do that was asked for at that time, Unix milliseconds.
+    pub(crate) fn accepts_of(&self, asked_at_ms: u64, now_ms: u64) -> bool {
+        let age_ms = now_ms.saturating_sub(asked_at_ms);
+        asked_at_ms > self.purged_at_ms
             && u128::from(age_ms) < self.ttl.as_millis()
             && self.max_age_s.is_none_or(|seconds| age_ms <= u64::from(seconds) * 1_000)
     }
@@ -77,8 +82,8 @@ impl ResponseCache {
     }
 
     /// Takes part in the making of an answer.
-    pub(crate) fn join(&self, key: CacheKey) -> Join {
-        self.flights.join(key)
+    pub(crate) fn join(&self, key: CacheKey, now_ms: u64) -> Join {
+        self.flights.join(key, now_ms)
     }
 
     /// Keeps an answer here at once, and in the region by and by; the fence falls when it is there.

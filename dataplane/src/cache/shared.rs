@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::redis_client::{RedisClient, Script};
 use redis::{RedisError, Value};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use turnpike_config::CacheKey;
 use uuid::Uuid;
@@ -22,6 +22,8 @@ const WAIT: Duration = Duration::from_secs(2);
 const FENCE_LIFE: Duration = Duration::from_secs(5);
 /// Between looks whether the answer is there.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// How long it is believed that Redis has room, or has none.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
 /// An answer that is larger when stored stays in the edge that has it, bytes: it would hold up everybody else's commands.
 const MAX_STORED: usize = 4 << 20;
 
@@ -41,6 +43,8 @@ pub(crate) struct SharedAnswers {
     release: Script,
     clock: Clock,
     resting_until_ns: AtomicU64,
+    room: AtomicBool,
+    room_known_until_ns: AtomicU64,
 }
 
 /// What asking for an answer came to.
@@ -68,17 +72,27 @@ pub(crate) struct Fence {
 impl SharedAnswers {
     pub(crate) fn new(client: RedisClient, clock: Clock) -> Self {
         let (claim, release) = (Script::new(CLAIM), Script::new(RELEASE));
-        Self { client, claim, release, clock, resting_until_ns: AtomicU64::new(0) }
+        Self {
+            client,
+            claim,
+            release,
+            clock,
+            resting_until_ns: AtomicU64::new(0),
+            room: AtomicBool::new(true),
+            room_known_until_ns: AtomicU64::new(0),
+        }
     }
 
     /// Asks for an answer that is good enough by `accepts`, and waits for the one that another edge is getting.
     pub(crate) async fn claim(self: &Arc<Self>, key: CacheKey, accepts: impl Fn(&StoredAnswer) -> bool) -> Claim {
-        let fence = Fence { shared: Arc::clone(self), key: fence_key(key), token: Uuid::new_v4().to_string() };
+        let token = Uuid::new_v4().to_string();
         let deadline = tokio::time::Instant::now() + WAIT;
         loop {
-            match self.guarded(self.ask(key, &fence)).await {
+            match self.guarded(self.ask(key, &token)).await {
                 Some(Some(Told::Answer(answer))) if accepts(&answer) => return Claim::Found(answer),
-                Some(Some(Told::Ours)) => return Claim::Ours(fence),
+                Some(Some(Told::Ours)) => {
+                    return Claim::Ours(Fence { shared: Arc::clone(self), key: fence_key(key), token });
+                }
                 Some(Some(Told::Theirs)) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
@@ -87,9 +101,9 @@ impl SharedAnswers {
         }
     }
 
-    async fn ask(&self, key: CacheKey, fence: &Fence) -> Result<Option<Told>, RedisError> {
-        let arguments = [fence.token.clone(), FENCE_LIFE.as_millis().to_string()];
-        let keys = [&*answer_key(key), &*fence.key];
+    async fn ask(&self, key: CacheKey, token: &str) -> Result<Option<Told>, RedisError> {
+        let arguments = [token.to_owned(), FENCE_LIFE.as_millis().to_string()];
+        let keys = [&*answer_key(key), &*fence_key(key)];
         Ok(match self.client.run(&self.claim, &keys, &arguments).await? {
             // What cannot be read was written by another version, or by nobody.
             Value::BulkString(bytes) => StoredAnswer::from_bytes(&bytes).ok().map(Told::Answer),
@@ -98,34 +112,59 @@ impl SharedAnswers {
         })
     }
 
-    /// Keeps an answer for the other edges.
-    pub(crate) async fn put(&self, key: CacheKey, answer: &StoredAnswer, ttl: Duration) {
-        let Some(bytes) = answer.to_bytes().filter(|bytes| bytes.len() <= MAX_STORED) else { return };
+    /// Keeps an answer for the other edges, unless what limits are counted by might have no room beside it.
+    pub(crate) async fn put(&self, key: CacheKey, answer: &Arc<StoredAnswer>, ttl: Duration) {
+        if self.is_resting() || !self.guarded(self.has_room()).await.unwrap_or(false) {
+            return;
+        }
+        let compressed = Arc::clone(answer);
+        let bytes = tokio::task::spawn_blocking(move || compressed.to_bytes()).await.ok().flatten();
+        let Some(bytes) = bytes.filter(|bytes| bytes.len() <= MAX_STORED) else { return };
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut command = redis::cmd("SET");
         command.arg(answer_key(key)).arg(bytes).arg("PX").arg(ttl_ms);
         self.guarded(self.client.query::<()>(&command)).await;
     }
 
-    /// Takes an answer away.
+    /// Whether answers take less than their part of Redis' memory. Looked at once in a while.
+    async fn has_room(&self) -> Result<bool, RedisError> {
+        let now = self.clock.now_ns();
+        if self.room_known_until_ns.load(Ordering::Relaxed) > now {
+            return Ok(self.room.load(Ordering::Relaxed));
+        }
+        let info: String = self.client.query(redis::cmd("INFO").arg("memory")).await?;
+        let room = has_room(&info);
+        if !room && self.room.load(Ordering::Relaxed) {
+            tracing::warn!("cached answers: Redis is three quarters full; no more are kept there until it has room");
+        }
+        self.room.store(room, Ordering::Relaxed);
+        self.room_known_until_ns.store(now.saturating_add(nanos(LOOK_FOR_ROOM)), Ordering::Relaxed);
+        Ok(room)
+    }
+
+    /// Takes an answer away. Tried also while nothing else is.
     pub(crate) async fn remove(&self, key: CacheKey) {
         let mut command = redis::cmd("DEL");
         command.arg(answer_key(key));
-        self.guarded(self.client.query::<()>(&command)).await;
+        self.timed(self.client.query::<()>(&command)).await;
+    }
+
+    fn is_resting(&self) -> bool {
+        self.resting_until_ns.load(Ordering::Relaxed) > self.clock.now_ns()
     }
 
     /// Runs a command unless one has just failed.
     async fn guarded<T>(&self, command: impl Future<Output = Result<T, RedisError>>) -> Option<T> {
-        if self.resting_until_ns.load(Ordering::Relaxed) > self.clock.now_ns() {
-            return None;
-        }
+        if self.is_resting() { None } else { self.timed(command).await }
+    }
+
+    async fn timed<T>(&self, command: impl Future<Output = Result<T, RedisError>>) -> Option<T> {
         match tokio::time::timeout(SLOW, command).await {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => tracing::debug!(%error, "cached answers: Redis cannot be asked"),
             Err(_) => tracing::debug!("cached answers: Redis takes long"),
         }
-        let rest = u64::try_from(REST.as_nanos()).unwrap_or(u64::MAX);
-        self.resting_until_ns.store(self.clock.now_ns().saturating_add(rest), Ordering::Relaxed);
+        self.resting_until_ns.store(self.clock.now_ns().saturating_add(nanos(REST)), Ordering::Relaxed);
         None
     }
 }
@@ -148,4 +187,30 @@ fn answer_key(key: CacheKey) -> String {
 
 fn fence_key(key: CacheKey) -> String {
     format!("response:{{{key}}}:flight")
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whether less than three quarters of the memory are in use, by `INFO memory`. A Redis without a bound has room.
+fn has_room(info: &str) -> bool {
+    let number = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    let (used, most) = (number("used_memory"), number("maxmemory"));
+    most == 0 || used < most / 4 * 3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_quarters_are_enough_for_answers() {
+        let info =
+            |used, most| format!("# Memory\r\nused_memory:{used}\r\nused_memory_human:1K\r\nmaxmemory:{most}\r\n");
+        assert!(has_room(&info(999_999, 0)) && has_room(&info(74, 100)) && !has_room(&info(75, 100)));
+    }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Need {
 pub(crate) enum Refused {
     /// Not now. `subject` says whose limit it is; `allowed` is per minute, at once, or in micro-dollars per month.
     Over { kind: Kind, subject: String, allowed: u64, retry_after_ms: u64 },
+    /// Not now: the budget is not spent as far as is known, but what is left may be reserved or spent already.
+    Unsure { subject: String, retry_after_ms: u64 },
     /// Never: it needs more tokens than the limit lets pass in one minute.
     TooLarge { subject: String, allowed: u64, wanted: u64 },
 }
@@ -114,7 +116,7 @@ impl Charges {
             match limiter.try_take(&limit, units, now) {
                 Take::Taken(taken) => self.taken.push((limit, taken)),
                 Take::Denied { until_ns } => {
-                    refusal = Some((limit, limiter.denied(until_ns)));
+                    refusal = Some((limit, units, limiter.denied(until_ns)));
                     break;
                 }
                 Take::Ask => asked.push((limit, units)),
@@ -123,19 +125,19 @@ impl Charges {
         if refusal.is_none() && !asked.is_empty() {
             let answers = asked.iter().map(|(limit, units)| limiter.wait(limit, *units));
             let answers = join_all(answers).await;
-            for ((limit, _), answer) in asked.into_iter().zip(answers) {
+            for ((limit, units), answer) in asked.into_iter().zip(answers) {
                 match answer {
                     Ok(taken) => self.taken.push((limit, taken)),
-                    Err(denied) => refusal = Some((limit, denied)),
+                    Err(denied) => refusal = Some((limit, units, denied)),
                 }
             }
         }
-        let Some((limit, denied)) = refusal else { return Ok(()) };
+        let Some((limit, units, denied)) = refusal else { return Ok(()) };
         let now = limiter.now_ns();
         for (limit, taken) in self.taken.drain(before..) {
             limiter.settle(&limit, taken, 0, now);
         }
-        Err(refuse(&limit, denied))
+        Err(refuse(&limit, units, denied))
     }
 
     /// Corrects what was taken to what was used. `spend` is in millionths of a dollar.
@@ -176,7 +178,13 @@ fn subject(limit: &Limit) -> String {
     }
 }
 
-fn refuse(limit: &Limit, denied: Denied) -> Refused {
+/// A budget that is being counted anew is not empty: worth another try after so long.
+const COUNTED_IN_MS: u64 = 5_000;
+
+fn refuse(limit: &Limit, units: u64, denied: Denied) -> Refused {
+    if limit.share.kind() == Kind::Spend && limit.floor().units + units as f64 <= limit.share.limit() as f64 {
+        return Refused::Unsure { subject: subject(limit), retry_after_ms: COUNTED_IN_MS };
+    }
     Refused::Over {
         kind: limit.share.kind(),
         subject: subject(limit),

@@ -208,7 +208,9 @@ impl World {
     }
 
     fn latency(&mut self) -> u64 {
-        100_000 + self.random.below(700_000)
+        // A network that is out of order for a while delivers late, up to what a client waits for.
+        let late = self.scenario.faults && self.random.below(100) == 0;
+        100_000 + self.random.below(if late { S } else { 700_000 })
     }
 
     fn draw_faults(&mut self, start: u64, end: u64) {
