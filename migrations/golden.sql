@@ -125,7 +125,8 @@ CREATE TABLE public.edges (
     last_nack text,
     connected boolean DEFAULT false NOT NULL,
     last_seen_at timestamp with time zone,
-    complete_to timestamp with time zone DEFAULT now() NOT NULL
+    complete_to timestamp with time zone DEFAULT now() NOT NULL,
+    linked_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
 CREATE TABLE public.files (

@@ -84,7 +84,7 @@ fn is_due(standing: &Standing, month: Month, now: DateTime<Utc>) -> bool {
     let now_ms = u64::try_from(now.timestamp_millis()).unwrap_or_default();
     match (standing.told.as_ref(), standing.budget(month)) {
         (None, None) => false,
-        (Some(told), Some(is)) => has_moved(told, &is, now_ms),
+        (Some(told), Some(is)) => has_moved(told, &is, now_ms) || is_awaited(told, &is, standing.linked_at_ms()),
         (Some(_), None) | (None, Some(_)) => true,
     }
 }
@@ -96,6 +96,11 @@ fn has_moved(told: &Budget, is: &Budget, now_ms: u64) -> bool {
     let step = moved > 0 && moved.saturating_mul(STEPS) >= is.monthly.pico.unsigned_abs();
     let stale = is.as_of_ms > told.as_of_ms && now_ms.saturating_sub(told.as_of_ms) > STALE_MS;
     told.month != is.month || told.monthly != is.monthly || used_up(told) != used_up(is) || step || stale
+}
+
+/// Whether an edge that has come since waits for books that are complete up to then.
+const fn is_awaited(told: &Budget, is: &Budget, linked_at_ms: u64) -> bool {
+    told.as_of_ms < linked_at_ms && linked_at_ms <= is.as_of_ms
 }
 
 #[cfg(test)]
@@ -127,6 +132,14 @@ mod tests {
         assert!(!has_moved(&TOLD, &newer, NOW + STALE_MS));
         assert!(has_moved(&TOLD, &newer, NOW + STALE_MS + 1));
         assert!(!has_moved(&TOLD, &TOLD, NOW + 10 * STALE_MS), "an edge is away: there is nothing to tell");
+    }
+
+    #[test]
+    fn an_edge_that_came_since_is_told_once_the_books_go_so_far() {
+        let until = |as_of_ms| Budget { as_of_ms, ..TOLD };
+        assert!(!is_awaited(&TOLD, &until(NOW + 9), NOW + 10));
+        assert!(is_awaited(&TOLD, &until(NOW + 10), NOW + 10));
+        assert!(!is_awaited(&until(NOW + 10), &until(NOW + 20), NOW + 10), "it knows already");
     }
 
     #[test]

@@ -19,6 +19,11 @@ use turnpike_config::{Endpoint, KeyDigest, Permissions, headers};
 /// Longest answer assumed when neither the request nor the model bounds it, tokens.
 const DEFAULT_ANSWER: u64 = 4_096;
 
+/// An answer of open length is cut for want of tokens to no less than this part of what it could have been.
+const FAIR_PART: u64 = 8;
+/// And to no less than so many tokens.
+const SHORTEST: u64 = 16;
+
 /// Whether a request goes to a node or has been answered here.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admitted {
@@ -95,17 +100,35 @@ async fn infer(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -
     let body = read(edge, session, request).await?;
     let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
     let size = Size::of(metered).ok_or(Reject::Internal)?;
-    let body = match &metered.ask {
-        Some(ask) if generates(metered.endpoint) => rewrite::body(ask, &body, size.longest),
-        _ => body,
-    };
-    let fill = match reuse(edge, session, request, &body, size.most_usage()).await? {
+    let sent = metered.rewritten(&body, size.longest);
+    let fill = match reuse(edge, session, request, &sent, size.most_usage()).await? {
         Reuse::Answered => return Ok(Admitted::Answered),
         Reuse::Node(fill) => fill,
     };
-    reserve(request, size).await?;
-    dispatch(session, request, body, size, fill)?;
+    let metered = request.metered.as_ref().ok_or(Reject::Internal)?;
+    match size.cut(metered, edge.now_ns()) {
+        None => {
+            reserve(request, size).await?;
+            dispatch(session, request, sent, size, fill)?;
+        }
+        // What is cut for want of tokens is not the answer that others would get.
+        Some(cut) => {
+            let sent = metered.rewritten(&body, cut.longest);
+            reserve(request, cut).await?;
+            dispatch(session, request, sent, cut, None)?;
+        }
+    }
     Ok(Admitted::Dispatch)
+}
+
+impl Metered {
+    /// The body as a node gets it.
+    fn rewritten(&self, body: &Bytes, longest: Option<u64>) -> Bytes {
+        match &self.ask {
+            Some(ask) if generates(self.endpoint) => rewrite::body(ask, body, longest),
+            _ => body.clone(),
+        }
+    }
 }
 
 /// The body, its model, and what a request takes from limits whatever it asks for.
@@ -159,6 +182,21 @@ impl Size {
         let counted = allowed.is_some() || metered.key.org.limits.budget.is_some();
         let longest = counted.then(|| coarse(most.saturating_sub(prompt).max(1), wished > most));
         Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(0), most, longest })
+    }
+
+    /// Less, if an answer of open length would need more tokens than are left now, and a fair part of them is: a shorter
+    /// answer is better than none.
+    fn cut(&self, metered: &Metered, now_ns: u64) -> Option<Self> {
+        let (ask, model) = (metered.ask.as_ref()?, metered.model.as_ref()?);
+        let left = metered.within(model).tokens_left(now_ns)?;
+        let (wished, longest) = (self.most - self.prompt, left.saturating_sub(self.prompt));
+        let open = generates(metered.endpoint) && ask.max_tokens.is_none();
+        let fair = (wished / FAIR_PART).max(SHORTEST);
+        (open && left < self.most && longest >= fair).then_some(Self {
+            most: self.prompt + longest,
+            longest: Some(longest),
+            ..*self
+        })
     }
 
     fn most_usage(&self) -> Usage {

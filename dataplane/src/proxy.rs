@@ -49,7 +49,7 @@ impl ProxyHttp for Proxy {
             Ok(Admitted::Dispatch) => Ok(false),
             Ok(Admitted::Answered) => Ok(true),
             Err(reject) => {
-                let written = respond::reject(session, request, &reject).await;
+                let written = respond::reject(session, request, &reject, self.edge.now_ns()).await;
                 request.reject = Some(reject);
                 written.map(|()| true).map_err(|e| e.into_down())
             }
@@ -193,7 +193,7 @@ impl ProxyHttp for Proxy {
         let answer = reject.answer();
         let streams = request.dispatch().is_some_and(|d| matches!(d.tap, Some(Tap::Stream(_))));
         let written = if session.response_written().is_none() {
-            respond::reject(session, request, &reject).await
+            respond::reject(session, request, &reject, self.edge.now_ns()).await
         } else if streams {
             respond::stream_error(session, &answer).await
         } else {

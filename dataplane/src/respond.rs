@@ -16,9 +16,12 @@ use serde_json::{Value, json};
 use turnpike_config::{CacheStatus, headers};
 
 /// Tells the client why not.
-pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Reject) -> Result<()> {
+pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Reject, now_ns: u64) -> Result<()> {
     let answer = reject.answer();
     let mut head = head(answer.status, request)?;
+    if matches!(reject, Reject::Limit(_)) {
+        tell_limits(&mut head, request, now_ns)?;
+    }
     if let Some(seconds) = answer.retry_after_s {
         head.insert_header(RETRY_AFTER, seconds)?;
     }
@@ -51,18 +54,23 @@ pub(crate) fn reused_head(
 /// Tells the client of his request what every answer tells: its id, his limits, what the cache did.
 pub(crate) fn tell(head: &mut ResponseHeader, request: &Request, now_ns: u64) -> Result<()> {
     head.insert_header(headers::REQUEST_ID, &request.request_id)?;
-    let Some(metered) = &request.metered else { return Ok(()) };
-    let model = metered.model.as_ref().map(|model| model.record.id.as_str());
-    for (name, value) in limit::headers(model, &metered.key.limits, &metered.key.org.limits, now_ns) {
-        head.insert_header(name, value)?;
-    }
-    let Some(cached) = &metered.cached else { return Ok(()) };
+    tell_limits(head, request, now_ns)?;
+    let Some(cached) = request.metered.as_ref().and_then(|metered| metered.cached.as_ref()) else { return Ok(()) };
     match cached.status {
         CacheStatus::Hit => head.insert_header(headers::CACHE, format!("hit; age={}", cached.age_s))?,
         status => head.insert_header(headers::CACHE, status.name())?,
     }
     if let Some(key) = &cached.key {
         head.insert_header(headers::CACHE_KEY, key.to_string())?;
+    }
+    Ok(())
+}
+
+fn tell_limits(head: &mut ResponseHeader, request: &Request, now_ns: u64) -> Result<()> {
+    let Some(metered) = &request.metered else { return Ok(()) };
+    let model = metered.model.as_ref().map(|model| model.record.id.as_str());
+    for (name, value) in limit::headers(model, &metered.key.limits, &metered.key.org.limits, now_ns) {
+        head.insert_header(name, value)?;
     }
     Ok(())
 }

@@ -33,6 +33,8 @@ ALTER TABLE usage_ingest ADD COLUMN events_to timestamptz;
 
 -- Usage of every request that had ended by then is in the books. An edge has spent nothing before it first came.
 ALTER TABLE edges ADD COLUMN complete_to timestamptz NOT NULL DEFAULT now();
+-- An edge that starts counts budgets anew, and waits for books that are complete up to then.
+ALTER TABLE edges ADD COLUMN linked_at timestamptz NOT NULL DEFAULT now();
 
 -- What a budget's publications may be trimmed by without reading the changes of operators, which are kept.
 CREATE INDEX idx_config_log_budgets ON config_log (version) WHERE author = 'billing';

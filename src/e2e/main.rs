@@ -10,6 +10,7 @@ mod lifecycle;
 mod limits;
 mod observability;
 mod protocol;
+mod quotas;
 mod readme;
 mod region;
 mod wire;

@@ -31,6 +31,8 @@ pub(crate) struct Standing {
     prepaid_balance: Option<Decimal>,
     spent: Decimal,
     as_of: DateTime<Utc>,
+    /// When an edge last came to have a link.
+    linked_at: Option<DateTime<Utc>>,
 }
 
 impl Standing {
@@ -54,6 +56,11 @@ impl Standing {
     pub(crate) fn allowance(&self) -> Option<Usd> {
         let ahead = self.prepaid_balance().map(|left| Usd { pico: self.spent().pico.saturating_add(left.pico.max(0)) });
         self.monthly_budget().into_iter().chain(ahead).min()
+    }
+
+    /// When an edge last came to have a link, Unix milliseconds; 0 if none ever did.
+    pub(crate) fn linked_at_ms(&self) -> u64 {
+        self.linked_at.and_then(|at| u64::try_from(at.timestamp_millis()).ok()).unwrap_or(0)
     }
 
     /// As the edges are told.
@@ -96,11 +103,11 @@ pub(crate) async fn standings(
 
 const STANDINGS: &str = "
 WITH books AS (
-    SELECT least(now() - make_interval(secs => $4), min(complete_to)) AS as_of FROM edges
+    SELECT least(now() - make_interval(secs => $4), min(complete_to)) AS as_of, max(linked_at) AS linked_at FROM edges
     WHERE last_seen_at > now() - make_interval(secs => $5)
 )
 SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a.monthly_budget, a.prepaid_balance,
-    coalesce(used.spent, 0) AS spent, books.as_of
+    coalesce(used.spent, 0) AS spent, books.as_of, books.linked_at
 FROM books, organizations o
 LEFT JOIN billing_accounts a ON a.organization_id = o.id
 LEFT JOIN LATERAL (
@@ -174,6 +181,7 @@ mod tests {
             prepaid_balance: prepaid.map(decimal),
             spent: decimal(spent),
             as_of: DateTime::UNIX_EPOCH,
+            linked_at: None,
         }
     }
 

@@ -42,7 +42,7 @@ pub(crate) async fn connected(
     sqlx::query(
         "INSERT INTO edges (name, region, build, holds, connected, last_seen_at) VALUES ($1, $2, $3, $4, true, now())
          ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, holds = excluded.holds,
-             connected = true, last_seen_at = now()",
+             connected = true, last_seen_at = now(), linked_at = now()",
     )
     .bind(name)
     .bind(region)

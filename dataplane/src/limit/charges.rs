@@ -54,6 +54,11 @@ impl Within<'_> {
         self.tokens().map(|limit| limit.share.most_at_once()).min()
     }
 
+    /// Tokens that are left now, as far as is known; `None` where they are not limited.
+    pub(crate) fn tokens_left(&self, now_ns: u64) -> Option<u64> {
+        self.tokens().map(|limit| limit.share.remaining(now_ns)).min()
+    }
+
     fn models(&self) -> impl Iterator<Item = &Rates> {
         [self.key.within(self.model), self.organization.within(self.model)].into_iter().flatten()
     }
