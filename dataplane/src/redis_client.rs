@@ -70,6 +70,8 @@ impl RedisClient {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            // Whoever asks again connects again: an error that is told late helps nobody.
+            .set_number_of_retries(0)
             .set_min_delay(RECONNECT.0)
             .set_max_delay(RECONNECT.1);
         client.and_then(|client| client.get_connection_manager_lazy(config)).map(Self::Single).map_err(unusable)

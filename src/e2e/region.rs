@@ -2,7 +2,7 @@
 
 use crate::harness::{Fleet, MODEL, Reply, chat_body, eventually, get, post};
 use serde_json::json;
-use turnpike_parts::redis::Redis;
+use turnpike_parts::redis::{Options, Redis, Tls};
 
 struct Region {
     fleet: Fleet,
@@ -77,4 +77,75 @@ async fn a_flood_of_wrong_keys_costs_redis_next_to_nothing() {
     let lookups = region.lookups().await - before;
     println!("200 requests with one wrong key: {lookups} lookups");
     assert!(lookups <= 2, "{lookups} lookups");
+}
+
+/// What an edge has to be allowed to.
+const RULES: &str = "~rate_limit:* ~token_limit:* ~concurrency:* ~budget:* ~turnpike:* ~response:* ~api_key:* ~model:* \
+                     ~model_servers:* +@all -@dangerous +info";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edges_speak_tls_to_redis_as_a_user_with_few_rights_and_tell_nobody_the_password() {
+    const PASSWORD: &str = "p@ss:word/of-the-edges";
+    let directory = tempfile::tempdir().unwrap();
+    let tls = Tls::make(directory.path()).unwrap();
+    let ca = tls.ca.display().to_string();
+    let options = Options::default().tls(tls).user("edge", PASSWORD, RULES).maxmemory_policy("allkeys-lru");
+    let redis = tokio::task::spawn_blocking(move || Redis::start_temporary_with(&options).unwrap()).await.unwrap();
+    let settings = format!("redis.url = \"{}\"\nredis.ca = \"{ca}\"", redis.url());
+    let mut fleet = Fleet::start_with(&["n1"], "0ms", &settings).await;
+    let other = fleet.add_edge("edge-2", &settings).await;
+    fleet.admin.patch(&format!("/models/{MODEL}"), json!({"cache": {"enabled": true}})).await;
+    let (_, key) =
+        fleet.make_key(json!({"rate_limits": {"requests_per_minute": 6_000, "concurrent_requests": 50}})).await;
+    fleet.until_pushed().await;
+
+    let asked = |edge: String, key: String| async move {
+        let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "word"}], "temperature": 0});
+        post(&format!("{edge}/v1/chat/completions"), &key, body).await.unwrap()
+    };
+    // Concurrency is counted anew for three seconds in a Redis that has just begun.
+    eventually("limits are lent", async || match asked(fleet.edge_url.clone(), key.clone()).await {
+        reply if reply.status == 200 => Ok(()),
+        reply => Err(reply.text),
+    })
+    .await;
+    eventually("the other edge finds the answer", async || match asked(other.clone(), key.clone()).await {
+        reply if reply.headers.get("x-turnpike-cache").is_some_and(|value| value.as_bytes().starts_with(b"hit")) => {
+            Ok(())
+        }
+        reply => Err(format!("{:?} {}", reply.headers, reply.text)),
+    })
+    .await;
+    let names = redis.command(&["--scan"]).unwrap();
+    for kind in ["rate_limit:{", "concurrency:{", "response:{", "model:", "turnpike:edges"] {
+        assert!(names.contains(kind), "no {kind} in {names}");
+    }
+    let log = fleet.log("edge");
+    assert!(log.contains("set maxmemory-policy noeviction"), "{log}");
+    for text in [&log, &fleet.log("edge-2")] {
+        assert!(!text.contains(PASSWORD) && !text.contains("of-the-edges"), "{text}");
+        assert!(!text.contains("NOPERM"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_redis_turns_away_says_so_and_serves_alone() {
+    let options = Options::default().password("right");
+    let redis = tokio::task::spawn_blocking(move || Redis::start_temporary_with(&options).unwrap()).await.unwrap();
+    let settings = format!("redis.url = \"redis://:wrong@127.0.0.1:{}\"", redis.port());
+    let fleet = Fleet::start_with(&["n1"], "0ms", &settings).await;
+    let (_, key) = fleet.make_key(json!({"rate_limits": {"requests_per_minute": 60_000}})).await;
+    fleet.until_pushed().await;
+    let url = format!("{}/v1/chat/completions", fleet.edge_url);
+    eventually("the edge serves by its own part of the limit", async || {
+        match post(&url, &key, chat_body(MODEL, "word", false)).await? {
+            reply if reply.status == 200 => Ok(()),
+            reply => Err(reply.text),
+        }
+    })
+    .await;
+    let log = fleet.log("edge");
+    assert!(log.contains("Redis does not answer"), "{log}");
+    assert!(log.contains("AuthenticationFailed") || log.contains("WRONGPASS"), "{log}");
+    assert!(!log.contains("wrong@"), "{log}");
 }

@@ -57,6 +57,10 @@ pub(crate) struct Args {
     /// Region of the edge and the node, as metered.
     #[arg(long, default_value = "local", value_parser = region)]
     region: String,
+    /// Redis for what edges share, as redis://[user:password@]host:port or rediss:// for TLS. Without it the edge keeps
+    /// limits and cached answers itself. The password shows in the list of processes; TURNPIKE_REDIS_URL in the environment does not.
+    #[arg(long, value_name = "URL")]
+    redis_url: Option<String>,
     /// Print exactly one line on standard output once all is ready: a JSON object with `base_url`, `api_key`,
     /// `admin_url`, `admin_token`, `console_url` and `model`.
     #[arg(long)]
@@ -94,7 +98,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     Running::outlast(&dir)?;
     let ports = Ports::choose(&args.ports)?;
     let program = std::env::current_exe().context("finding this program's file")?;
-    let plan = settings::Plan { program, dir: &dir, ports, region: &args.region };
+    let redis_url = args.redis_url.or_else(|| std::env::var("TURNPIKE_REDIS_URL").ok());
+    let plan = settings::Plan { program, dir: &dir, ports, region: &args.region, redis_url };
     let mut stack = Stack::default();
     let started = tokio::select! {
         started = Box::pin(stack.start(&plan, args.engine)) => Some(started),

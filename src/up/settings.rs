@@ -28,6 +28,7 @@ pub(super) struct Plan<'a> {
     pub(super) dir: &'a DataDir,
     pub(super) ports: Ports,
     pub(super) region: &'a str,
+    pub(super) redis_url: Option<String>,
 }
 
 impl Plan<'_> {
@@ -48,6 +49,7 @@ impl Plan<'_> {
 
     /// Writes the edge's file.
     pub(super) fn write_edge(&self, tls: &pki::Files) -> std::io::Result<()> {
+        let redis = self.redis_url.as_ref().map(|url| ("redis", section([("url", url.as_str().into())])));
         self.write(
             EDGE,
             [
@@ -58,7 +60,9 @@ impl Plan<'_> {
                 ("control", section([("address", self.ports.link.to_string().into())])),
                 ("tls", tls_section(tls)),
                 ("drain", drain()),
-            ],
+            ]
+            .into_iter()
+            .chain(redis),
         )
     }
 
@@ -85,13 +89,13 @@ impl Plan<'_> {
         )
     }
 
-    fn write<const N: usize>(&self, plane: &str, fields: [(&str, Value); N]) -> std::io::Result<()> {
+    fn write<'f>(&self, plane: &str, fields: impl IntoIterator<Item = (&'f str, Value)>) -> std::io::Result<()> {
         let table: Table = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         private::write(&self.dir.settings(plane), format!("{HEADER}{table}"))
     }
 }
 
-fn section<const N: usize>(fields: [(&str, Value); N]) -> Value {
+fn section<'f>(fields: impl IntoIterator<Item = (&'f str, Value)>) -> Value {
     Value::Table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
@@ -124,7 +128,7 @@ mod tests {
             edge_metrics: address(5),
             node_metrics: address(6),
         };
-        let plan = Plan { program: PathBuf::new(), dir: &dir, ports, region: "eu-1" };
+        let plan = Plan { program: PathBuf::new(), dir: &dir, ports, region: "eu-1", redis_url: None };
         let file = |name: &str| dir.certificates().join(name);
         let tls = pki::Files { ca: file("ca.pem"), cert: file("x.pem"), key: file("x.key") };
         plan.write_control(&tls, "postgres://postgres@localhost/turnpike?host=%2Ftmp%2Fx").unwrap();

@@ -243,16 +243,19 @@ impl Limiter {
     /// Waits for the first word of Redis, so that the first requests are not refused for want of it; not for ever.
     pub(crate) async fn ready(&self) {
         let Buckets::Redis(region) = &self.buckets else { return };
+        let mut last = None;
         let first_word = async {
-            while region.probe_all(self.clock).await.is_err() {
+            while let Err(error) = region.probe_all(self.clock).await {
+                last = Some(error);
                 tokio::time::sleep(PROBE_EVERY).await;
             }
         };
         if tokio::time::timeout(FIRST_WORD, first_word).await.is_err() {
+            let error = last.map_or_else(|| "it does not react".to_owned(), |error| error.to_string());
             for (_, server) in region.servers.known() {
                 server.failed(self.clock.now_ns());
             }
-            tracing::warn!("limits: Redis does not answer; starting alone, with this edge's part of each limit");
+            tracing::warn!(error, "limits: Redis does not answer; starting alone, with this edge's part of each limit");
         }
         region.warn_of_eviction().await;
     }

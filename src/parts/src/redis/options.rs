@@ -1,9 +1,11 @@
 //! What a server is to be like, and its settings file.
 
 use super::Error;
+use std::ffi::OsStr;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Settings of a throw-away server. The default is open, without TLS, and evicts nothing.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +26,38 @@ pub struct Tls {
     pub key: PathBuf,
     /// Whose certificates to trust (PEM): the one who signed `cert`, or `cert` itself.
     pub ca: PathBuf,
+}
+
+impl Tls {
+    /// A new authority and a certificate of it, valid for two days, made by `openssl` into `directory`.
+    pub fn make(directory: &Path) -> Result<Self, Error> {
+        let file = |name: &str| directory.join(name);
+        let (ca, ca_key, cert, key) = (file("ca.pem"), file("ca.key"), file("cert.pem"), file("cert.key"));
+        let authority = ["-subj", "/CN=Tests", "-addext", "basicConstraints=critical,CA:TRUE"].map(OsStr::new);
+        request(&ca, &ca_key, &authority)?;
+        let names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"].map(OsStr::new);
+        let signer = ["-addext".as_ref(), "basicConstraints=CA:FALSE".as_ref(), "-CA".as_ref(), ca.as_os_str()];
+        let signer_key = ["-CAkey".as_ref(), ca_key.as_os_str()];
+        request(&cert, &key, &[&names[..], &signer[..], &signer_key[..]].concat())?;
+        Ok(Self { cert, key, ca })
+    }
+}
+
+fn request(cert: &Path, key: &Path, more: &[&OsStr]) -> Result<(), Error> {
+    const NEW: &str = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    let mut command = Command::new("openssl");
+    command.args(NEW.split_whitespace()).args(more).arg("-keyout").arg(key).arg("-out").arg(cert);
+    let output = command.output().map_err(io("running openssl"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(io("making a certificate with openssl")(std::io::Error::other(said)))
+}
+
+fn io(what: &str) -> impl FnOnce(std::io::Error) -> Error {
+    let what = what.to_owned();
+    move |source| Error::Io { what, source }
 }
 
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use turnpike_parts::process::{is_alive, wait_until};
@@ -149,7 +149,7 @@ fn a_wrong_setting_is_shown_with_what_redis_says_about_it() {
 #[test]
 fn tls_is_spoken_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
-    let tls = self_signed(directory.path());
+    let tls = Tls::make(directory.path()).unwrap();
     let mut redis = Redis::start_temporary_with(&Options::default().tls(tls).password("secret")).unwrap();
     assert_eq!(redis.url(), format!("rediss://:secret@127.0.0.1:{}", redis.port()));
     assert_eq!(redis.command(&["SET", "key", "value"]).unwrap(), "OK");
@@ -161,16 +161,6 @@ fn tls_is_spoken_and_nothing_else() {
 }
 
 /// A certificate for 127.0.0.1 that vouches for itself.
-fn self_signed(directory: &Path) -> Tls {
-    let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
-    let mut command = Command::new("openssl");
-    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
-    command.args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]);
-    let output = command.arg("-keyout").arg(&key).arg("-out").arg(&cert).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Tls { ca: cert.clone(), cert, key }
-}
-
 #[test]
 fn three_nodes_are_a_cluster_and_share_the_keys() {
     let mut cluster = RedisCluster::start_temporary().unwrap();
