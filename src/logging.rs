@@ -13,7 +13,8 @@ pub(crate) struct Options {
         long,
         global = true,
         env = "RUST_LOG",
-        default_value = "info",
+        // Pingora logs a node's closing of an idle connection as an error; what fails for good is told where it is met.
+        default_value = "info,pingora_core::connectors=off",
         value_name = "FILTER",
         help_heading = "Logging"
     )]

@@ -350,18 +350,19 @@ impl World {
 
     fn restart(&mut self, edge: usize) {
         let count = u32::try_from(self.edges.len()).unwrap();
+        let begins = self.now + self.random.below(20 * S);
         let e = &mut self.edges[edge];
         let kept = e.region.track();
         e.life += 1;
         e.name = format!("e{edge}.{}", e.life);
         e.share = Share::new(self.scenario.kind, self.scenario.limit);
-        e.region = Region::new(count, self.now);
+        e.region = Region::new(count, begins);
         if let Some(track) = kept {
             e.region.resume(track);
         }
         e.waiting.clear();
         e.open.clear();
-        e.stopped_until = self.now + self.random.below(20 * S);
+        e.stopped_until = begins;
     }
 
     fn arrive(&mut self) {
