@@ -23,7 +23,12 @@ struct Region {
 
 impl Region {
     async fn start(redis: &str) -> Self {
-        let mut fleet = Fleet::start_with(&["n1"], "0ms", redis).await;
+        Self::start_with(redis, "0ms").await
+    }
+
+    /// The nodes take so long for each word.
+    async fn start_with(redis: &str, token_delay: &str) -> Self {
+        let mut fleet = Fleet::start_with(&["n1"], token_delay, redis).await;
         let mut edges = vec![fleet.edge_url.clone()];
         for name in ["edge-2", "edge-3"] {
             edges.push(fleet.add_edge(name, redis).await);
@@ -95,13 +100,7 @@ impl Region {
         let times = format!("(extract(epoch FROM created_at) * 1000)::bigint AS arrived, total_time_ms {rows}");
         let text =
             self.fleet.sql(&format!("SELECT arrived || ' ' || arrived + total_time_ms + 1 FROM (SELECT {times}) t"));
-        let mut spans: Vec<(i64, i64)> = text
-            .lines()
-            .map(|line| {
-                let (arrived, ended) = line.split_once(' ').unwrap();
-                (arrived.parse().unwrap(), ended.parse().unwrap())
-            })
-            .collect();
+        let mut spans = numbers(&text, ' ');
         spans.sort_unstable();
         spans
     }
@@ -109,6 +108,12 @@ impl Region {
 
 async fn ask(edge: &str, key: &str) -> Reply {
     post(&format!("{edge}/v1/chat/completions"), key, chat_body(MODEL, "word", false)).await.unwrap()
+}
+
+/// Lines of two numbers.
+fn numbers(text: &str, between: char) -> Vec<(i64, i64)> {
+    let pairs = text.lines().map(|line| line.split_once(between).unwrap());
+    pairs.map(|(one, other)| (one.parse().unwrap(), other.parse().unwrap())).collect()
 }
 
 fn remaining(reply: &Reply) -> Option<u32> {
@@ -186,6 +191,40 @@ async fn three_edges_stay_within_one_limit_in_a_cluster_whose_nodes_are_killed_i
         cluster
     })
     .await;
+}
+
+/// Most of the spans that have a moment in common.
+fn most_at_once(spans: &[(i64, i64)]) -> usize {
+    spans
+        .iter()
+        .map(|&(moment, _)| spans.iter().filter(|&&(from, to)| from <= moment && moment < to).count())
+        .max()
+        .unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_edges_run_no_more_requests_at_once_than_one_limit_allows() {
+    const AT_ONCE: usize = 4;
+    let redis = blocking(|| Redis::start_temporary().unwrap()).await;
+    let mut region = Region::start_with(&format!("redis.url = \"{}\"", redis.url()), "100ms").await;
+    (region.key_id, region.key) = region.fleet.make_key(json!({"rate_limits": {"concurrent_requests": AT_ONCE}})).await;
+    region.fleet.until_pushed().await;
+    // In a Redis that has just begun, what runs is counted for three seconds before anything is admitted.
+    eventually("something is admitted", async || match region.ask(0).await.status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    })
+    .await;
+    let (answered, refused) = region.load(LOAD / 2).await.unwrap();
+    region.passed(answered + 1).await;
+    let columns = "(extract(epoch FROM created_at) * 1000)::bigint + queue_time_ms, processing_time_ms";
+    let rows = format!("FROM inference_requests WHERE api_key_id = '{}' AND status = 'success'", region.key_id);
+    let spans = numbers(&region.fleet.sql(&format!("SELECT {columns} {rows}")), '|');
+    let spans: Vec<_> = spans.into_iter().map(|(from, length)| (from, from + length)).collect();
+    let most = most_at_once(&spans);
+    println!("{answered} answered and {refused} refused, at most {most} at once of {AT_ONCE}");
+    assert!(most <= AT_ONCE, "{most} at once");
+    assert!(most + 1 >= AT_ONCE && refused > 0, "{most} at once, {refused} refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
