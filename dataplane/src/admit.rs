@@ -14,11 +14,16 @@ use bytes::Bytes;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use turnpike_config::{Endpoint, KeyDigest, Permissions, headers};
 
 /// Longest answer assumed when neither the request nor the model bounds it, tokens.
 const DEFAULT_ANSWER: u64 = 4_096;
 
+/// How long a client may take to read what is sent to it at once.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest id that a model can have, bytes.
+const LONGEST_ID: usize = 100;
 /// An answer of open length is cut for want of tokens to no less than this part of what it could have been.
 const FAIR_PART: u64 = 8;
 /// And to no less than so many tokens.
@@ -33,6 +38,8 @@ pub(crate) enum Admitted {
 
 /// Runs the stages. A refusal is for the caller to write.
 pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -> Result<Admitted, Reject> {
+    // A client that does not read must not hold on to anything.
+    session.downstream_session.set_write_timeout(Some(CLIENT_PATIENCE));
     let head = session.req_header();
     request.request_id = request_id(head.headers.get(headers::REQUEST_ID).and_then(|v| v.to_str().ok()), request.id);
     let target = ingress::target(&head.method, head.uri.path())?;
@@ -89,7 +96,9 @@ async fn find_model(edge: &Edge, snapshot: &Arc<Snapshot>, id: &str) -> Result<A
     let found = match (snapshot.model(id), &edge.region) {
         (Some(model), _) => Some(Arc::clone(model)),
         // One that was switched off may not have gone from everywhere.
-        (None, Some(region)) if !snapshot.is_off(id) => region.reader.model(snapshot, id).await,
+        (None, Some(region)) if id.len() <= LONGEST_ID && !snapshot.is_off(id) => {
+            region.reader.model(snapshot, id).await
+        }
         (None, _) => None,
     };
     found.ok_or_else(|| Reject::UnknownModel { model: shown(id) })
@@ -181,7 +190,9 @@ impl Size {
         let most = allowed.map_or(wished, |allowed| wished.min(allowed));
         let counted = allowed.is_some() || metered.key.org.limits.budget.is_some();
         let longest = counted.then(|| coarse(most.saturating_sub(prompt).max(1), wished > most));
-        Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(0), most, longest })
+        // An answer has a token at least.
+        let shortest = if generates(metered.endpoint) { ask.choices } else { 0 };
+        Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(shortest), most, longest })
     }
 
     /// Less, if an answer of open length would need more tokens than are left now, and a fair part of them is: a shorter
@@ -189,9 +200,9 @@ impl Size {
     fn cut(&self, metered: &Metered, now_ns: u64) -> Option<Self> {
         let (ask, model) = (metered.ask.as_ref()?, metered.model.as_ref()?);
         let left = metered.within(model).tokens_left(now_ns)?;
-        let (wished, longest) = (self.most - self.prompt, left.saturating_sub(self.prompt));
+        let (wished, longest) = (self.most.saturating_sub(self.prompt), left.saturating_sub(self.prompt));
         let open = generates(metered.endpoint) && ask.max_tokens.is_none();
-        let fair = (wished / FAIR_PART).max(SHORTEST);
+        let fair = (wished / FAIR_PART).max(SHORTEST).max(ask.choices);
         (open && left < self.most && longest >= fair).then_some(Self {
             most: self.prompt + longest,
             longest: Some(longest),

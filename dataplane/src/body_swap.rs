@@ -19,6 +19,7 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -93,22 +94,22 @@ impl ReplaySession {
         }
     }
 
-    /// How long a client may hold up those who listen to the same answer; one that takes longer is left behind.
-    fn patience(&self) -> Option<Duration> {
-        self.goes_on().then_some(LEFT_BEHIND)
-    }
-
     /// `Some` once the client has left: what writing to it comes to.
     fn left<T>(&self, otherwise: T) -> Option<Result<T>> {
         self.own.client_left().then(|| self.bear(Err(gone()), otherwise))
     }
 }
 
-/// Waits for a write to a client.
-async fn within<T>(patience: Option<Duration>, write: impl Future<Output = Result<T>>) -> Result<T> {
-    match patience {
-        None => write.await,
-        Some(patience) => tokio::time::timeout(patience, write).await.unwrap_or_else(|_| Err(gone())),
+/// Waits for a write to a client; while others listen, not for long.
+async fn patiently<T>(audience: Option<Audience>, write: impl Future<Output = Result<T>>) -> Result<T> {
+    let Some(audience) = audience else { return write.await };
+    let mut write = pin!(write);
+    loop {
+        match tokio::time::timeout(LEFT_BEHIND, &mut write).await {
+            Ok(written) => return written,
+            Err(_) if audience.is_listening() => return Err(gone()),
+            Err(_) => {}
+        }
     }
 }
 
@@ -191,8 +192,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let patience = self.patience();
-        let written = within(patience, self.inner.write_response_header(response)).await;
+        let audience = self.audience.clone();
+        let written = patiently(audience, self.inner.write_response_header(response)).await;
         self.bear(written, ())
     }
 
@@ -200,8 +201,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let patience = self.patience();
-        let written = within(patience, self.inner.write_response_header_ref(response)).await;
+        let audience = self.audience.clone();
+        let written = patiently(audience, self.inner.write_response_header_ref(response)).await;
         self.bear(written, ())
     }
 
@@ -209,8 +210,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let patience = self.patience();
-        let written = within(patience, self.inner.write_response_body(data, end)).await;
+        let audience = self.audience.clone();
+        let written = patiently(audience, self.inner.write_response_body(data, end)).await;
         self.bear(written, ())
     }
 
@@ -218,8 +219,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let patience = self.patience();
-        let written = within(patience, self.inner.write_response_trailers(trailers)).await;
+        let audience = self.audience.clone();
+        let written = patiently(audience, self.inner.write_response_trailers(trailers)).await;
         self.bear(written, ())
     }
 
@@ -231,8 +232,8 @@ impl CustomSession for ReplaySession {
                 None => self.bear(Err(gone()), ends),
             };
         }
-        let patience = self.patience();
-        let written = within(patience, self.inner.response_duplex_vec(tasks)).await;
+        let audience = self.audience.clone();
+        let written = patiently(audience, self.inner.response_duplex_vec(tasks)).await;
         self.bear(written, ends)
     }
 
@@ -276,8 +277,8 @@ impl CustomSession for ReplaySession {
         if let Some(outcome) = self.left(()) {
             return outcome;
         }
-        let patience = self.patience();
-        let written = within(patience, self.inner.finish_body()).await;
+        let audience = self.audience.clone();
+        let written = patiently(audience, self.inner.finish_body()).await;
         self.bear(written, ())
     }
 

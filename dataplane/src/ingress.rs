@@ -111,7 +111,7 @@ pub(crate) struct Ask {
     pub(crate) include_usage: bool,
     /// Longest answer asked for, tokens, over all choices.
     pub(crate) max_tokens: Option<u64>,
-    /// Answers asked for.
+    /// Answers asked for, over all prompts, at least 1.
     pub(crate) choices: u64,
     /// `None` also for what is no number: the node refuses it.
     pub(crate) temperature: Option<f64>,
@@ -133,6 +133,9 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
         #[serde(borrow, default, deserialize_with = "present")]
         max_completion_tokens: Option<&'a RawValue>,
         n: Option<u64>,
+        best_of: Option<u64>,
+        #[serde(borrow)]
+        prompt: Option<&'a RawValue>,
         #[serde(borrow)]
         temperature: Option<&'a RawValue>,
         #[serde(borrow, default, deserialize_with = "present")]
@@ -158,9 +161,11 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
         .map_err(|_| Reject::InvalidParameter { name: "stream_options", reason: "expected an object".to_owned() })?
         .flatten();
     let longest = number("max_tokens", peek.max_tokens)?;
-    let answer = number("max_completion_tokens", peek.max_completion_tokens)?.or(longest);
+    // Engines differ in which of the two they heed.
+    let answer = number("max_completion_tokens", peek.max_completion_tokens)?.max(longest);
     let null = [peek.max_completion_tokens, peek.max_tokens].into_iter().flatten().find(|raw| raw.get() == "null");
-    let choices = peek.n.unwrap_or(1).clamp(1, 128);
+    let each = count("n", peek.n)?.max(count("best_of", peek.best_of)?);
+    let choices = each.saturating_mul(prompts(peek.prompt));
     Ok(Ask {
         model: peek.model.into_owned(),
         stream: peek.stream.unwrap_or(false),
@@ -179,8 +184,26 @@ fn number(name: &'static str, raw: Option<&RawValue>) -> Result<Option<u64>, Rej
     serde_json::from_str(raw.get()).map_err(|error| Reject::InvalidParameter { name, reason: error.to_string() })
 }
 
+/// Answers to a prompt, as OpenAI bounds them.
+fn count(name: &'static str, asked: Option<u64>) -> Result<u64, Reject> {
+    match asked.unwrap_or(1) {
+        number @ 1..=128 => Ok(number),
+        _ => Err(Reject::InvalidParameter { name, reason: "expected 1 to 128".to_owned() }),
+    }
+}
+
+/// Prompts in the field of that name: several texts, or several lists of tokens, or just one.
+fn prompts(field: Option<&RawValue>) -> u64 {
+    let several = field.filter(|raw| raw.get().starts_with('['));
+    let several = several.and_then(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()).unwrap_or_default();
+    match several.first().map(|first| first.get().as_bytes()) {
+        Some([b'"' | b'[', ..]) => several.len() as u64,
+        _ => 1,
+    }
+}
+
 /// Fields that the edge reads; one of a wrong type is named.
-const PEEKED: [&str; 4] = ["model", "stream", "n", "stream_options"];
+const PEEKED: [&str; 5] = ["model", "stream", "n", "best_of", "stream_options"];
 
 /// Tells JSON with a field of a wrong type from what is no JSON object. Reads again, which only the failed pay for.
 fn misread<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Reject {
@@ -222,6 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn every_answer_that_an_engine_may_make_is_counted() {
+        let most = |rest: &str| peek(format!("{{\"model\":\"m\",{rest}}}").as_bytes()).unwrap().max_tokens;
+        for (rest, expected) in [
+            (r#""max_tokens":7"#, Some(7)),
+            (r#""max_tokens":7,"max_completion_tokens":3"#, Some(7)),
+            (r#""max_tokens":null,"max_completion_tokens":3"#, Some(3)),
+            (r#""max_tokens":7,"n":2,"best_of":5"#, Some(35)),
+            (r#""max_tokens":7,"prompt":["a","b","c"]"#, Some(21)),
+            (r#""max_tokens":7,"prompt":[ [1,2],[3]],"n":2"#, Some(28)),
+            (r#""max_tokens":7,"prompt":[1,2,3]"#, Some(7)),
+            (r#""prompt":["a"]"#, None),
+        ] {
+            assert_eq!(most(rest), expected, "{rest}");
+        }
+    }
+
+    #[test]
     fn bad_bodies_are_named() {
         assert!(matches!(peek(b""), Err(Reject::InvalidJson { .. })));
         assert!(matches!(peek(b"[1]"), Err(Reject::InvalidJson { .. })));
@@ -230,7 +270,10 @@ mod tests {
         assert!(matches!(peek(br#"{"model":7}"#), Err(Reject::InvalidParameter { name: "model", .. })));
         let odd = peek(br#"{"model":"m","max_tokens":"7"}"#);
         assert!(matches!(odd, Err(Reject::InvalidParameter { name: "max_tokens", .. })));
-        assert!(matches!(peek(br#"{"model":"m","n":-1}"#), Err(Reject::InvalidParameter { name: "n", .. })));
+        for n in ["-1", "0", "129"] {
+            let odd = peek(format!(r#"{{"model":"m","n":{n}}}"#).as_bytes());
+            assert!(matches!(odd, Err(Reject::InvalidParameter { name: "n", .. })), "{n}");
+        }
         assert_eq!(peek(br#"{"messages":[]}"#), Err(Reject::MissingParameter { name: "model" }));
         let odd = peek(br#"{"model":"m","stream_options":3}"#);
         assert!(matches!(odd, Err(Reject::InvalidParameter { name: "stream_options", .. })));

@@ -95,12 +95,13 @@ impl ModelLive {
         (body_bytes.saturating_mul(1_000)).div_ceil(rate.max(1))
     }
 
-    /// Takes in what a body's prompt was counted as.
+    /// Takes in what a body's prompt was counted as; what is far from any text (padding, pictures) only in part, since all
+    /// who use the model are estimated by it.
     pub(crate) fn learn(&self, body_bytes: u64, prompt_tokens: u32) {
         if prompt_tokens == 0 {
             return;
         }
-        let seen = (body_bytes.saturating_mul(1_000) / u64::from(prompt_tokens)).clamp(500, 32_000);
+        let seen = (body_bytes.saturating_mul(1_000) / u64::from(prompt_tokens)).clamp(1_000, 8_000);
         let mean = u64::from(self.milli_bytes_per_token.load(Ordering::Relaxed));
         let next = (mean * 15 + seen) / 16;
         // A lost update among several at once only slows the mean down.

@@ -227,10 +227,10 @@ impl ProxyHttp for Proxy {
         if let Some(dispatch) = request.dispatch() {
             let swapped = dispatch.swapped.clone();
             dispatch.assignment = None;
-            body_swap::take_out(session, &swapped);
-            if swapped.client_left() {
-                // It has not had everything: it must not look as if it had.
-                session.downstream_session.shutdown().await;
+            // A client that left, or was left behind, has not had everything. With its session goes its connection, so that it
+            // does not look as if it had.
+            if !swapped.client_left() {
+                body_swap::take_out(session, &swapped);
             }
         }
         meter::record(&self.edge, session, request, error);

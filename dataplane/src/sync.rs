@@ -31,6 +31,9 @@ impl Sync {
         match routing_file::load(&sync.file) {
             Ok(Some(routing)) => {
                 tracing::info!(version = routing.version, "serving by the last good routing on disk");
+                if let Some(region) = &sync.edge.region {
+                    region.writer.take(&Routing::default(), &routing);
+                }
                 sync.serve_by(routing);
             }
             Ok(None) => tracing::info!("no routing on disk yet: waiting for the control plane"),

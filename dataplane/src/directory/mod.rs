@@ -5,6 +5,7 @@
 //! while an edge had lost its link, works at once in the whole region. Best effort: the routing is what counts, and what
 //! cannot be looked up is unknown.
 
+mod news;
 mod reader;
 mod records;
 mod writer;

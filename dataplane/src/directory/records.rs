@@ -1,4 +1,7 @@
 //! The names and forms of what is written, as the platform's schema has them.
+//!
+//! Everything says by which version of the routing it is so. An edge believes only what is newer than its own routing,
+//! which otherwise knows better, and what is newer is never written over by what is older.
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -9,11 +12,25 @@ pub(super) const RECORD_TTL: Duration = Duration::from_secs(3_600);
 /// How long it is kept who serves a model.
 pub(super) const SERVERS_TTL: Duration = Duration::from_secs(300);
 
+/// What is so by a version of the routing; `None` is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry<T> {
+    pub(super) routing_version: u64,
+    #[serde(flatten)]
+    pub(super) record: Option<T>,
+}
+
 /// `api_key:{key_hash}`
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KeyEntry {
     pub(super) key: KeyRecord,
     pub(super) organization: OrgRecord,
+}
+
+/// `model:{model_id}:metadata`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ModelEntry {
+    pub(super) model: ModelRecord,
 }
 
 /// A model with the nodes that have it.

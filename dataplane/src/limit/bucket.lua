@@ -3,6 +3,7 @@
 -- ARGV: capacity, units per µs (-1: back on release, 0: never), want, give back, outstanding, life in µs, generation,
 --       spent alone, credited when last heard, floor, floor complete up to (µs), vouched from (µs), not after (µs), edge.
 local LONG_SPAN, BACKWARD, JUMP, RELEASE_LEARNING, EPSILON = 60000000, 1000000, 50000, 3000000, 1e-6
+local CLOCKS_DIFFER = 5000000
 local function exact(x) return string.format('%.17g', x) end
 local function whole(x) return string.format('%.0f', x) end
 
@@ -84,7 +85,7 @@ else
 end
 debt = debt - back
 held[edge] = outstanding > 0 and { outstanding, age + life } or nil
-if closed and floor_as_of >= born then
+if closed and floor_as_of >= born + CLOCKS_DIFFER then
   closed, debt = false, out()
 end
 if never then debt = math.max(debt, floor, closed and capacity or 0) end

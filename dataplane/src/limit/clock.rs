@@ -75,6 +75,11 @@ impl ServerClock {
         }
     }
 
+    /// Nanoseconds since the last word; 0 if there was none yet.
+    pub(crate) fn unheard_ns(&self, now_ns: u64) -> u64 {
+        self.last.map_or(0, |last| now_ns.saturating_sub(last.received_ns))
+    }
+
     /// Forgets what was seen: from the next reading on everything is new. For an edge that went its own way meanwhile.
     pub(crate) fn forget(&mut self) {
         self.last = None;

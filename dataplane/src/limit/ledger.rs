@@ -141,6 +141,9 @@ impl Sentinel {
     }
 }
 
+/// The books go by another clock than the buckets: theirs must be so far ahead to be surely complete.
+const CLOCKS_DIFFER_US: ServerTime = 5_000_000;
+
 impl Bucket {
     /// Data may have been lost just now, so a bucket that is not known counts as empty when the data began.
     fn empty(generation: &str, born: ServerTime, terms: Terms) -> Self {
@@ -198,7 +201,7 @@ impl Bucket {
         }
         self.debt -= back;
         self.hold(edge, outstanding, ask.life_us);
-        if self.closed && ask.floor.complete_to >= born {
+        if self.closed && ask.floor.complete_to >= born + CLOCKS_DIFFER_US {
             self.closed = false;
             self.debt = self.out();
         }

@@ -269,7 +269,8 @@ impl Limiter {
                     tracing::debug!(%error, "limits: a probe of Redis failed");
                 }
                 if round % REMEMBER_EVERY == 0 {
-                    region.servers.remember();
+                    // It writes a file.
+                    tokio::task::block_in_place(|| region.servers.remember());
                 }
                 self.metrics.limiter_alone.set(i64::from(region.servers.any_alone()));
                 tokio::time::sleep(PROBE_EVERY).await;
@@ -337,9 +338,10 @@ impl Region {
         self.client.run(&self.probe, &[&sentinel], &arguments).await
     }
 
-    /// Probes every server that is known, and counts the edges.
+    /// Counts the edges, and probes every server that is known.
     async fn probe_all(&self, clock: Clock) -> Result<(), RedisError> {
-        let mut last = Ok(());
+        // First: whether there are others decides what a first word is worth.
+        let mut last = self.count_edges().await;
         for (slot, server) in self.servers.known() {
             let sent = clock.now_ns();
             match self.say_hello(slot, server.vouch(sent)).await {
@@ -355,8 +357,7 @@ impl Region {
                 }
             }
         }
-        last?;
-        self.count_edges().await
+        last
     }
 
     fn fail(&self, server: &Server, clock: Clock, error: &RedisError) {
@@ -365,16 +366,20 @@ impl Region {
         }
     }
 
-    /// Notes that this edge is there and counts who else is, by the server's clock.
+    /// Notes that this edge is there and looks who else is, by the server's clock.
     async fn count_edges(&self) -> Result<(), RedisError> {
         const EDGES: &str = "turnpike:edges";
         const GONE_AFTER_S: u64 = 10;
+        const FORGOTTEN_AFTER_S: u64 = 120;
         let (now, _micros): (u64, u64) = self.client.query(&redis::cmd("TIME")).await?;
         let _: () = self.client.query(redis::cmd("ZADD").arg(EDGES).arg(now).arg(&self.name)).await?;
-        let gone = now.saturating_sub(GONE_AFTER_S);
-        let _: () = self.client.query(redis::cmd("ZREMRANGEBYSCORE").arg(EDGES).arg("-inf").arg(gone)).await?;
-        let count: u32 = self.client.query(redis::cmd("ZCARD").arg(EDGES)).await?;
-        self.servers.set_edges(count);
+        let forgotten = now.saturating_sub(FORGOTTEN_AFTER_S);
+        let _: () = self.client.query(redis::cmd("ZREMRANGEBYSCORE").arg(EDGES).arg("-inf").arg(forgotten)).await?;
+        let all = redis::cmd("ZRANGE").arg(EDGES).arg(0).arg(-1).arg("WITHSCORES").to_owned();
+        let edges: Vec<(String, f64)> = self.client.query(&all).await?;
+        let count = edges.iter().filter(|(_, seen)| *seen + GONE_AFTER_S as f64 >= now as f64).count();
+        let only = edges.iter().all(|(name, _)| *name == self.name);
+        self.servers.set_edges(u32::try_from(count).unwrap_or(u32::MAX), only);
         Ok(())
     }
 

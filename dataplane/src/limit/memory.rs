@@ -6,6 +6,7 @@
 use super::clock::Track;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 /// Older knowledge is of no use: the longer a clock was not heard, the smaller a jump goes unnoticed.
 const STALE_NS: u64 = 60_000_000_000;
@@ -17,6 +18,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub(crate) struct Memory {
     path: PathBuf,
     boot: String,
+    file: Mutex<()>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -31,7 +33,7 @@ impl Memory {
     /// `None` where the machine does not say when it was started.
     pub(crate) fn new(path: PathBuf) -> Option<Self> {
         let boot = std::fs::read_to_string(BOOT_ID).ok()?.trim().to_owned();
-        Some(Self { path, boot })
+        Some(Self { path, boot, file: Mutex::default() })
     }
 
     /// What an earlier life knew of this run of the server.
@@ -41,8 +43,10 @@ impl Memory {
         (fresh && content.boot == self.boot && content.run == run).then_some(content.track)
     }
 
-    /// Writes what is known.
-    pub(crate) fn save(&self, run: &str, track: Track) {
+    /// Writes what is known, if anything is when its turn has come: what was forgotten is not written again.
+    pub(crate) fn save(&self, run: &str, track: impl FnOnce() -> Option<Track>) {
+        let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(track) = track() else { return };
         let content = Content { boot: self.boot.clone(), run: run.to_owned(), track };
         let written = serde_json::to_vec(&content).map_err(std::io::Error::other).and_then(|content| {
             let beside = self.path.with_extension("tmp");
@@ -56,6 +60,7 @@ impl Memory {
 
     /// Forgets, before the edge spends anything that the server does not know of.
     pub(crate) fn forget(&self) {
+        let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         // Not there is as good.
         drop(std::fs::remove_file(&self.path));
     }
@@ -73,7 +78,7 @@ mod tests {
         let mut clock = ServerClock::default();
         clock.heard(5, 1_000, 2_000);
         assert_eq!(memory.load("a", 3_000), None);
-        memory.save("a", clock.track().unwrap());
+        memory.save("a", || clock.track());
         assert_eq!(memory.load("a", 3_000), clock.track());
         assert_eq!(memory.load("b", 3_000), None);
         assert_eq!(memory.load("a", 2_000 + STALE_NS), None);

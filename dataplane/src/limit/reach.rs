@@ -8,6 +8,9 @@ use super::share::Reach;
 /// So many asks in a row that were not answered in time open the circuit.
 const SLOW_IN_A_ROW: u32 = 3;
 
+/// Longer without a word, and other edges may have gone their own way meanwhile, and come back, without this one knowing.
+const UNHEARD_NS: u64 = 1_500_000_000;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Region {
@@ -15,6 +18,8 @@ pub(crate) struct Region {
     alone_since_ns: Option<u64>,
     /// It may have spent units without the server knowing.
     own_way: bool,
+    /// No other edge was there lately that could have gone its own way unnoticed.
+    only: bool,
     slow_in_a_row: u32,
     edges: u32,
 }
@@ -26,6 +31,7 @@ impl Region {
             clock: ServerClock::default(),
             alone_since_ns: Some(now_ns),
             own_way: false,
+            only: edges <= 1,
             slow_in_a_row: 0,
             edges: edges.max(1),
         }
@@ -48,11 +54,17 @@ impl Region {
         self.own_way
     }
 
-    /// The server answered. After a time alone the clock is vouched for only from here on: what refilled meanwhile the
-    /// edges have spent on their own.
+    /// Whether other edges are there, or were a while ago.
+    pub(crate) const fn is_only(&mut self, only: bool) {
+        self.only = only;
+    }
+
+    /// The server answered. After a time alone, or one in which others may have been, the clock is vouched for only from
+    /// here on: what refilled meanwhile the edges have spent on their own.
     pub(crate) fn heard(&mut self, server: ServerTime, sent_ns: u64, received_ns: u64) {
         self.alone_since_ns = None;
-        if std::mem::take(&mut self.own_way) {
+        let unheard = self.clock.unheard_ns(sent_ns) > UNHEARD_NS;
+        if std::mem::take(&mut self.own_way) || unheard && !self.only {
             self.clock.forget();
         }
         self.slow_in_a_row = 0;

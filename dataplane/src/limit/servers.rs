@@ -59,7 +59,10 @@ impl Server {
         let mut region = self.region();
         with(&mut region);
         if let Some(memory) = self.memory.as_ref().filter(|_| region.goes_its_own_way()) {
+            // The file goes before anything is spent alone, but not under the lock that every ask takes.
+            drop(region);
             memory.forget();
+            region = self.region();
         }
         let since = region.reach().alone_since_ns.map_or(0, |since| since.max(1));
         self.alone_since_ns.store(since, Ordering::Release);
@@ -84,11 +87,7 @@ impl Server {
     fn remember(&self) {
         let Some(memory) = &self.memory else { return };
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // Under its lock, so that nothing is written once the edge goes its own way.
-        let region = self.region();
-        if let Some(track) = region.track() {
-            memory.save(&run, track);
-        }
+        memory.save(&run, || self.region().track());
     }
 
     pub(crate) fn slow(&self, now_ns: u64) {
@@ -173,19 +172,30 @@ impl Servers {
         Arc::clone(&list[position as usize].1)
     }
 
-    /// Servers to probe, each with a slot of its own.
+    /// Servers to probe, each with a slot of its own. One that has lost all its slots is gone.
     pub(crate) fn known(&self) -> Vec<(u16, Arc<Server>)> {
         let list = self.list.load();
-        if list.len() == 1 { Vec::clone(&list) } else { list[1..].to_vec() }
+        if list.len() == 1 {
+            return Vec::clone(&list);
+        }
+        let has =
+            |slot: u16, position: usize| self.by_slot[usize::from(slot)].load(Ordering::Acquire) as usize == position;
+        let found = list.iter().enumerate().skip(1).filter_map(|(position, (slot, server))| {
+            let slot = if has(*slot, position) { Some(*slot) } else { (0..SLOTS).find(|slot| has(*slot, position)) };
+            Some((slot?, Arc::clone(server)))
+        });
+        found.collect()
     }
 
     pub(crate) fn any_alone(&self) -> bool {
         self.known().iter().any(|(_, server)| server.is_alone())
     }
 
-    pub(crate) fn set_edges(&self, count: u32) {
+    /// So many edges are there, this one included; `only` if no other was lately.
+    pub(crate) fn set_edges(&self, count: u32, only: bool) {
         for (_, server) in self.list.load().iter() {
             server.edges.store(count.max(server.least_edges), Ordering::Relaxed);
+            server.region().is_only(only);
         }
     }
 
@@ -253,5 +263,11 @@ mod tests {
         assert!(servers.of(6).is_alone() && !servers.of(7).is_alone());
         assert_eq!(servers.of(5).vouch(40).from, 1_000_000);
         assert_eq!(servers.known().len(), 2);
+        // A replica takes over.
+        servers.heard(6, "c", 9_000_000, 70, 80);
+        let slots: Vec<_> = servers.known().iter().map(|(slot, _)| *slot).collect();
+        assert_eq!(slots, [5, 6]);
+        servers.heard(5, "c", 9_000_000, 90, 95);
+        assert_eq!(servers.known().iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [7, 6]);
     }
 }
