@@ -24,6 +24,12 @@ pub enum JournalError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Two edges cannot share a journal.
+    #[error("{path} is in use by another process; give every edge a data_dir of its own")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A record other than the last is damaged: what follows it cannot be trusted to be complete.
     #[error(
         "usage journal {path} is damaged at byte {offset} with records after it; move the file away to start without it"

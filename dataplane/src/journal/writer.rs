@@ -1,7 +1,7 @@
 //! The journal's one writer: a thread that appends and syncs in groups.
 
 use super::{JournalError, io_error, segment};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,6 +65,7 @@ impl Journal {
         seen: impl Fn(&UsageEvent) + Send + 'static,
     ) -> Result<(Self, std::thread::JoinHandle<()>), JournalError> {
         std::fs::create_dir_all(directory).map_err(io_error(directory))?;
+        let lock = lock(directory)?;
         let epoch = epoch(directory)?;
         let writer = Writer::resume(directory, epoch, max_bytes)?;
         let recorded = Arc::new(AtomicU64::new(writer.next_seq));
@@ -74,7 +75,11 @@ impl Journal {
         let publish = Publish { status: sender, writable: Arc::clone(&writable) };
         let thread = std::thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || run(writer, events, &publish, &seen))
+            .spawn(move || {
+                // Held as long as something is written.
+                let _lock = lock;
+                run(writer, events, &publish, &seen);
+            })
             .map_err(io_error(directory))?;
         Ok((Self { queue, status, writable, recorded, epoch, directory: directory.to_owned() }, thread))
     }
@@ -98,6 +103,17 @@ impl Journal {
     /// How it is doing, and a way to wait for news.
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+}
+
+/// Keeps other processes out; the system lets go of it with this one.
+fn lock(directory: &Path) -> Result<File, JournalError> {
+    let path = directory.join("lock");
+    let file = File::options().create(true).append(true).open(&path).map_err(io_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(JournalError::InUse { path: directory.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(io_error(&path)(source)),
     }
 }
 
@@ -296,6 +312,17 @@ mod tests {
         close(journal, thread);
         assert_eq!(read_all(directory.path()), (0..10).collect::<Vec<_>>());
         assert_eq!(read_all(directory.path()), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn a_journal_belongs_to_one_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, thread) = Journal::open(directory.path(), 1 << 30, |_| ()).unwrap();
+        let second = Journal::open(directory.path(), 1 << 30, |_| ()).err().unwrap();
+        assert!(matches!(second, JournalError::InUse { .. }), "{second}");
+        drop(journal);
+        thread.join().unwrap();
+        assert!(Journal::open(directory.path(), 1 << 30, |_| ()).is_ok());
     }
 
     #[tokio::test]
