@@ -1,5 +1,6 @@
 //! Limits as clients meet them: whose they are, what they count, what is said of them.
 
+use crate::faults::busy_node;
 use crate::harness::{Fleet, MODEL, Reply, chat_body, eventually, post};
 use serde_json::{Value, json};
 
@@ -106,6 +107,46 @@ async fn no_more_requests_run_at_once_than_allowed_and_each_makes_room_for_the_n
     for _ in 0..5 {
         assert_eq!(ask(&fleet, &key, &body).await.status, 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_request_has_taken_comes_back_however_it_ends() {
+    const LONG: &str = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen";
+    let mut fleet = Fleet::start(&["n1"], "100ms").await;
+    let (_, key) = key_with(&fleet, json!({"concurrent_requests": 1, "tokens_per_minute": 1_000})).await;
+    let url = format!("{}/v1/chat/completions", fleet.edge_url);
+    let begin = |stream| {
+        let mut body = chat_body(MODEL, LONG, stream);
+        body["max_tokens"] = json!(500);
+        let (url, key) = (url.clone(), key.clone());
+        tokio::spawn(async move { post(&url, &key, body).await })
+    };
+    let is_free = async |fleet: &Fleet, what: &str| {
+        eventually(what, async || match chat(fleet, &key).await {
+            reply if reply.status == 200 => Ok(()),
+            reply => Err(reply.text),
+        })
+        .await;
+    };
+    for stream in [false, true] {
+        let left = begin(stream);
+        busy_node(&fleet, &["n1"]).await;
+        assert_refused(&chat(&fleet, &key).await, "rate_limit_exceeded", &["concurrent requests"]);
+        left.abort();
+        is_free(&fleet, "a client that left makes room").await;
+    }
+    let cut = begin(true);
+    busy_node(&fleet, &["n1"]).await;
+    fleet.kill("n1");
+    cut.await.unwrap().unwrap();
+    fleet.start_plane("n1").await;
+    is_free(&fleet, "a node that died makes room").await;
+    let mut short = chat_body(MODEL, "word", false);
+    short["max_tokens"] = json!(1);
+    let reply = ask(&fleet, &key, &short).await;
+    // Three times 500 tokens were reserved, and hardly any used.
+    let left: u32 = header(&reply, "x-ratelimit-remaining-tokens").parse().unwrap();
+    assert!(left > 600, "{left} tokens left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
