@@ -72,12 +72,17 @@ impl Memory {
         self.answers.invalidate(key);
     }
 
-    /// Bytes that the answers take; a moment behind.
+    /// Brings the figures up to date.
+    pub(crate) fn settle(&self) {
+        self.answers.run_pending_tasks();
+    }
+
+    /// Bytes that the answers take, when last settled.
     pub(crate) fn weight(&self) -> u64 {
         self.answers.weighted_size()
     }
 
-    /// Answers kept; a moment behind.
+    /// Answers kept, when last settled.
     pub(crate) fn len(&self) -> u64 {
         self.answers.entry_count()
     }
@@ -110,11 +115,11 @@ mod tests {
         memory.insert(key(1), answer(10), HOUR);
         memory.insert(key(1), answer(20), HOUR);
         assert_eq!(memory.get(&key(1)).unwrap().body.len(), 20);
-        memory.answers.run_pending_tasks();
+        memory.settle();
         assert_eq!((memory.len(), memory.weight()), (1, 20 + OVERHEAD as u64));
         memory.remove(&key(1));
         assert!(memory.get(&key(1)).is_none());
-        memory.answers.run_pending_tasks();
+        memory.settle();
         assert_eq!((memory.len(), memory.weight()), (0, 0));
     }
 
@@ -138,11 +143,11 @@ mod tests {
         for n in 0..1_000 {
             memory.insert(key(n), answer(2_000), HOUR);
             if n % 50 == 0 {
-                memory.answers.run_pending_tasks();
+                memory.settle();
                 assert!(memory.weight() <= 100_000);
             }
         }
-        memory.answers.run_pending_tasks();
+        memory.settle();
         assert!(memory.weight() <= 100_000 && memory.len() > 10);
     }
 

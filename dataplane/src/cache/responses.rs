@@ -108,6 +108,7 @@ impl ResponseCache {
 
     /// What there is now.
     pub(crate) fn size(&self) -> Size {
+        self.memory.settle();
         Size { bytes: self.memory.weight(), answers: self.memory.len(), flights: self.flights.len() }
     }
 }
