@@ -76,7 +76,7 @@ async fn a_flood_of_wrong_keys_costs_redis_next_to_nothing() {
     }
     let lookups = region.lookups().await - before;
     println!("200 requests with one wrong key: {lookups} lookups");
-    assert!(lookups <= 2, "{lookups} lookups");
+    assert!(lookups <= 5, "{lookups} lookups");
 }
 
 /// What an edge has to be allowed to.
