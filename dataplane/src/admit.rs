@@ -84,20 +84,20 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
 
 /// A key of the routing or of the region.
 async fn find_key(edge: &Edge, snapshot: &Snapshot, digest: KeyDigest) -> Option<Arc<Key>> {
-    match (snapshot.key(&digest), &edge.region) {
+    match (snapshot.key(&digest), &edge.directory) {
         (Some(key), _) => Some(Arc::clone(key)),
-        (None, Some(region)) => region.reader.key(snapshot, digest).await,
+        (None, Some(directory)) => directory.reader.key(snapshot, digest).await,
         (None, None) => None,
     }
 }
 
 /// A model of the routing or of the region.
 async fn find_model(edge: &Edge, snapshot: &Arc<Snapshot>, id: &str) -> Result<Arc<Model>, Reject> {
-    let found = match (snapshot.model(id), &edge.region) {
+    let found = match (snapshot.model(id), &edge.directory) {
         (Some(model), _) => Some(Arc::clone(model)),
         // One that was switched off may not have gone from everywhere.
-        (None, Some(region)) if id.len() <= LONGEST_ID && !snapshot.is_off(id) => {
-            region.reader.model(snapshot, id).await
+        (None, Some(directory)) if id.len() <= LONGEST_ID && !snapshot.is_off(id) => {
+            directory.reader.model(snapshot, id).await
         }
         (None, _) => None,
     };
@@ -226,12 +226,7 @@ async fn reserve(request: &mut Request, size: Size) -> Result<(), Reject> {
         spend: micros(model.record.price.cost(most.prompt_tokens, most.completion_tokens).pico),
     };
     let mut charges = std::mem::take(&mut metered.charges);
-    // Entered before the cache was asked, if it was.
-    let within = metered.within(&model);
-    let reserved = match metered.cached.as_ref().and_then(|cached| cached.key) {
-        Some(_) => charges.reserve(&within, need).await,
-        None => charges.enter_and_reserve(&within, need).await,
-    };
+    let reserved = charges.reserve(&metered.within(&model), need).await;
     metered.charges = charges;
     Ok(reserved?)
 }

@@ -33,7 +33,7 @@ impl Admission {
             let mut charges = Charges::admit(&self.limiter, &self.key, &self.organization).await.ok()?;
             let need = Need { least_tokens: 100, tokens: 200, spend: 0 };
             let within = Within { model: "m", key: &self.key, organization: &self.organization };
-            charges.enter_and_reserve(&within, need).await.ok()?;
+            charges.reserve(&within, need).await.ok()?;
             charges.settle(150, 0);
             Some(())
         };

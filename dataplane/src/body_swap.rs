@@ -94,9 +94,14 @@ impl ReplaySession {
         }
     }
 
-    /// `Some` once the client has left: what writing to it comes to.
-    fn left<T>(&self, otherwise: T) -> Option<Result<T>> {
-        self.own.client_left().then(|| self.bear(Err(gone()), otherwise))
+    /// Writes to the client, unless it has left.
+    async fn write(&mut self, write: impl AsyncFnOnce(&mut ServerSession) -> Result<()>) -> Result<()> {
+        if self.own.client_left() {
+            return self.bear(Err(gone()), ());
+        }
+        let audience = self.audience.clone();
+        let written = patiently(audience, write(&mut self.inner)).await;
+        self.bear(written, ())
     }
 }
 
@@ -189,39 +194,19 @@ impl CustomSession for ReplaySession {
     }
 
     async fn write_response_header(&mut self, response: Box<ResponseHeader>, _end: bool) -> Result<()> {
-        if let Some(outcome) = self.left(()) {
-            return outcome;
-        }
-        let audience = self.audience.clone();
-        let written = patiently(audience, self.inner.write_response_header(response)).await;
-        self.bear(written, ())
+        self.write(async |client| client.write_response_header(response).await).await
     }
 
     async fn write_response_header_ref(&mut self, response: &ResponseHeader, _end: bool) -> Result<()> {
-        if let Some(outcome) = self.left(()) {
-            return outcome;
-        }
-        let audience = self.audience.clone();
-        let written = patiently(audience, self.inner.write_response_header_ref(response)).await;
-        self.bear(written, ())
+        self.write(async |client| client.write_response_header_ref(response).await).await
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        if let Some(outcome) = self.left(()) {
-            return outcome;
-        }
-        let audience = self.audience.clone();
-        let written = patiently(audience, self.inner.write_response_body(data, end)).await;
-        self.bear(written, ())
+        self.write(async |client| client.write_response_body(data, end).await).await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        if let Some(outcome) = self.left(()) {
-            return outcome;
-        }
-        let audience = self.audience.clone();
-        let written = patiently(audience, self.inner.write_response_trailers(trailers)).await;
-        self.bear(written, ())
+        self.write(async |client| client.write_response_trailers(trailers).await).await
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -274,12 +259,7 @@ impl CustomSession for ReplaySession {
     }
 
     async fn finish(&mut self) -> Result<()> {
-        if let Some(outcome) = self.left(()) {
-            return outcome;
-        }
-        let audience = self.audience.clone();
-        let written = patiently(audience, self.inner.finish_body()).await;
-        self.bear(written, ())
+        self.write(async |client| client.finish_body().await).await
     }
 
     fn body_bytes_sent(&self) -> usize {

@@ -1,8 +1,19 @@
-//! The machine's monotonic clock.
+//! The machine's clocks.
 
 use rustix::time::{ClockId, clock_gettime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Counts nanoseconds from when the machine was started, so that two lives of a process can compare theirs; never 0.
+/// The wall clock: time since the Unix epoch.
+pub(crate) fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Whole nanoseconds of a duration.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The monotonic clock. Counts nanoseconds from when the machine was started, so that two lives of a process can compare theirs; never 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Clock;
 

@@ -30,7 +30,7 @@ pub(crate) struct Edge {
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) cache: ResponseCache,
     /// What the edges of the region tell each other; `None` without Redis.
-    pub(crate) region: Option<Directory>,
+    pub(crate) directory: Option<Directory>,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
     /// The client port takes connections.
@@ -53,7 +53,7 @@ impl Edge {
         metrics: Arc<Metrics>,
         limiter: Arc<Limiter>,
         cache: ResponseCache,
-        region: Option<Directory>,
+        directory: Option<Directory>,
     ) -> Self {
         Self {
             settings,
@@ -65,7 +65,7 @@ impl Edge {
             retry_budget: Bucket::new(RETRIES_PER_MINUTE),
             limiter,
             cache,
-            region,
+            directory,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -115,9 +115,9 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
 
     let metrics = Arc::new(Metrics::new());
     let observe = Arc::clone(&metrics);
-    let directory = settings.data_dir.join("journal");
+    let journal_dir = settings.data_dir.join("journal");
     let (journal, _writer) =
-        Journal::open(&directory, settings.journal_max_bytes, move |event| observe.observe(event))?;
+        Journal::open(&journal_dir, settings.journal_max_bytes, move |event| observe.observe(event))?;
     let chain = identity.chain.iter().map(|certificate| certificate.to_vec()).collect();
     let certificate = CertKey::new(chain, identity.key_der().to_vec());
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -134,9 +134,9 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let limiter = Arc::new(limiter(&settings, redis.clone(), &own.name, clock, &metrics));
     let shared = redis.clone().map(|client| SharedAnswers::new(client, clock));
     let own = Own { name: own.name, certificate };
-    let region = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));
+    let directory = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));
     let cache = ResponseCache::new(settings.cache_max_bytes, shared);
-    let edge = Arc::new(Edge::new(settings, own, journal, metrics, limiter, cache, region));
+    let edge = Arc::new(Edge::new(settings, own, journal, metrics, limiter, cache, directory));
     runtime.block_on(serve(edge, identity, shutdown))
 }
 
@@ -196,8 +196,8 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
 
 /// Keeps the region informed, if there is one.
 async fn tell_region(edge: Arc<Edge>, stop: CancellationToken) {
-    if let Some(region) = &edge.region {
-        region.writer.run(|| edge.metrics.linked.get() == 1, stop).await;
+    if let Some(directory) = &edge.directory {
+        directory.writer.run(|| edge.metrics.linked.get() == 1, stop).await;
     }
 }
 

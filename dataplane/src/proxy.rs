@@ -119,6 +119,7 @@ impl ProxyHttp for Proxy {
         for name in ["server", headers::PROMPT_TOKENS, headers::RETRYABLE] {
             head.remove_header(name);
         }
+        head.insert_header(headers::REQUEST_ID, &request.request_id)?;
         respond::tell(head, request, self.edge.now_ns())?;
         let Some(metered) = &mut request.metered else { return Ok(()) };
         let wants_usage = metered.ask.as_ref().is_some_and(|ask| ask.include_usage);

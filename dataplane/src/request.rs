@@ -2,6 +2,7 @@
 
 use crate::balance::Assignment;
 use crate::body_swap::Swapped;
+use crate::clock::since_epoch;
 use crate::edge::Edge;
 use crate::fill::Fill;
 use crate::ingress::Ask;
@@ -12,7 +13,7 @@ use crate::reject::Reject;
 use crate::tap::{Tap, Usage};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use turnpike_config::{CacheKey, CacheStatus, Endpoint, EventId};
 use uuid::{NoContext, Timestamp, Uuid};
 
@@ -113,10 +114,6 @@ impl Request {
     pub(crate) fn dispatch(&mut self) -> Option<&mut Dispatch> {
         self.metered.as_mut()?.dispatch.as_mut()
     }
-}
-
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn millis(since_epoch: Duration) -> u64 {

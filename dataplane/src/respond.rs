@@ -51,9 +51,8 @@ pub(crate) fn reused_head(
     Ok(head)
 }
 
-/// Tells the client of his request what every answer tells: its id, his limits, what the cache did.
+/// Tells the client what every answer tells beside the request's id: his limits, and what the cache did.
 pub(crate) fn tell(head: &mut ResponseHeader, request: &Request, now_ns: u64) -> Result<()> {
-    head.insert_header(headers::REQUEST_ID, &request.request_id)?;
     tell_limits(head, request, now_ns)?;
     let Some(cached) = request.metered.as_ref().and_then(|metered| metered.cached.as_ref()) else { return Ok(()) };
     match cached.status {

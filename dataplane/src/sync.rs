@@ -31,8 +31,8 @@ impl Sync {
         match routing_file::load(&sync.file) {
             Ok(Some(routing)) => {
                 tracing::info!(version = routing.version, "serving by the last good routing on disk");
-                if let Some(region) = &sync.edge.region {
-                    region.writer.take(&Routing::default(), &routing);
+                if let Some(directory) = &sync.edge.directory {
+                    directory.writer.take(&Routing::default(), &routing);
                 }
                 sync.serve_by(routing);
             }
@@ -129,8 +129,8 @@ impl Sync {
     async fn adopt(&mut self, routing: Routing) {
         // Compiling resolves names and may index a million keys: other tasks of this thread must not wait for it.
         tokio::task::block_in_place(|| {
-            if let Some(region) = &self.edge.region {
-                region.writer.take(&self.routing, &routing);
+            if let Some(directory) = &self.edge.directory {
+                directory.writer.take(&self.routing, &routing);
             }
             self.serve_by(routing);
         });

@@ -1,7 +1,8 @@
 //! What the edges of a region tell each other by Redis when one of them hears nothing from the control plane.
 
-use crate::harness::{Fleet, MODEL, Reply, chat_body, eventually, get, post};
+use crate::harness::{Fleet, MODEL, Reply, Up, chat_body, eventually, get, post, turnpike};
 use serde_json::json;
+use std::time::{Duration, Instant};
 use turnpike_parts::redis::{Options, Redis, Tls};
 
 struct Region {
@@ -148,4 +149,35 @@ async fn an_edge_that_redis_turns_away_says_so_and_serves_alone() {
     assert!(log.contains("Redis does not answer"), "{log}");
     assert!(log.contains("AuthenticationFailed") || log.contains("WRONGPASS"), "{log}");
     assert!(!log.contains("wrong@"), "{log}");
+}
+
+/// Scripts that have been run, which is what edges ask for.
+fn scripts_run(redis: &Redis) -> u64 {
+    let stats = redis.command(&["INFO", "commandstats"]).unwrap();
+    let calls = |name: &str| -> Option<u64> {
+        let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":calls="))?;
+        line.split(',').next()?.parse().ok()
+    };
+    calls("cmdstat_evalsha").unwrap_or(0) + calls("cmdstat_eval").unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_takes_a_redis_and_leaves_it_alone_while_nothing_happens() {
+    let redis = tokio::task::spawn_blocking(|| Redis::start_temporary().unwrap()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = turnpike();
+    command.env("TURNPIKE_REDIS_URL", redis.url());
+    let up = Up::start_with(command, &directory.path().join("data"), "echo");
+    eventually("the edge uses it", async || match redis.command(&["ZRANGE", "turnpike:edges", "0", "-1"]).unwrap() {
+        edges if edges.contains("edge-1") => Ok(()),
+        edges => Err(edges),
+    })
+    .await;
+    let (before, began) = (scripts_run(&redis), Instant::now());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let (asked, seconds) = (scripts_run(&redis) - before, began.elapsed().as_secs_f64());
+    println!("{asked} scripts in {seconds:.1} s of an edge without requests");
+    assert!(asked > 0 && asked as f64 <= 2.0 * seconds, "{asked} scripts in {seconds:.1} s");
+    assert!(!std::fs::read_to_string(directory.path().join("data/logs/dataplane.log")).unwrap().contains("ERROR"));
+    drop(up);
 }

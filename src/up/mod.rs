@@ -58,7 +58,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "local", value_parser = region)]
     region: String,
     /// Redis for what edges share, as redis://[user:password@]host:port or rediss:// for TLS. Without it the edge keeps
-    /// limits and cached answers itself. The password shows in the list of processes; TURNPIKE_REDIS_URL in the environment does not.
+    /// limits and cached answers itself. A password given here shows in the list of processes; in the environment, as
+    /// TURNPIKE_REDIS_URL, it does not.
     #[arg(long, value_name = "URL")]
     redis_url: Option<String>,
     /// Print exactly one line on standard output once all is ready: a JSON object with `base_url`, `api_key`,

@@ -3,7 +3,7 @@
 //! Best effort: whatever fails or takes long is as if nothing had been there, and for a moment nobody asks again.
 
 use crate::cache::answer::StoredAnswer;
-use crate::clock::Clock;
+use crate::clock::{Clock, nanos};
 use crate::redis_client::{RedisClient, Script};
 use redis::{RedisError, Value};
 use std::sync::Arc;
@@ -187,10 +187,6 @@ fn answer_key(key: CacheKey) -> String {
 
 fn fence_key(key: CacheKey) -> String {
     format!("response:{{{key}}}:flight")
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Whether less than three quarters of the memory are in use, by `INFO memory`. A Redis without a bound has room.

@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub(crate) struct Charges {
     limiter: Option<Arc<Limiter>>,
     taken: Vec<(Arc<Limit>, Taken)>,
+    /// What a request takes within its model has been taken.
+    entered: bool,
 }
 
 /// What a request takes from the limits within a model.
@@ -88,7 +90,7 @@ impl Within<'_> {
 impl Charges {
     /// Takes what does not depend on the model: a request, and a place among those that run.
     pub(crate) async fn admit(limiter: &Arc<Limiter>, key: &Limits, organization: &Limits) -> Result<Self, Refused> {
-        let mut charges = Self { limiter: Some(Arc::clone(limiter)), taken: Vec::new() };
+        let mut charges = Self { limiter: Some(Arc::clone(limiter)), taken: Vec::new(), entered: false };
         let wants = [&key.own, &organization.own].into_iter().flat_map(once_per_request).collect();
         charges.take_all(wants).await?;
         Ok(charges)
@@ -96,19 +98,18 @@ impl Charges {
 
     /// Takes what a request takes within its model, whoever answers it.
     pub(crate) async fn enter(&mut self, within: &Within<'_>) -> Result<(), Refused> {
-        self.take_all(within.once()).await
+        self.take_all(within.once()).await?;
+        self.entered = true;
+        Ok(())
     }
 
-    /// Takes what the answer may come to.
+    /// Takes what the answer may come to, and at the same time what [`Charges::enter`] takes, if that has not been done.
     pub(crate) async fn reserve(&mut self, within: &Within<'_>, need: Need) -> Result<(), Refused> {
-        self.take_all(within.answer(need)?).await
-    }
-
-    /// Both at once.
-    pub(crate) async fn enter_and_reserve(&mut self, within: &Within<'_>, need: Need) -> Result<(), Refused> {
-        let mut wants = within.once();
+        let mut wants = if self.entered { Wants::new() } else { within.once() };
         wants.extend(within.answer(need)?);
-        self.take_all(wants).await
+        self.take_all(wants).await?;
+        self.entered = true;
+        Ok(())
     }
 
     /// Takes from every limit, or from none. What has to be asked for is asked for at the same time.
@@ -214,10 +215,9 @@ pub(crate) fn headers(
     now_ns: u64,
 ) -> Vec<(&'static str, String)> {
     let within = |limits| model.and_then(|model| Limits::within(limits, model));
-    let rates: Vec<&Rates> =
-        [Some(&key.own), Some(&organization.own), within(key), within(organization)].into_iter().flatten().collect();
+    let rates: [Option<&Rates>; 4] = [Some(&key.own), Some(&organization.own), within(key), within(organization)];
     let least = |of: fn(&Rates) -> &Option<Arc<Limit>>| {
-        let limits = rates.iter().filter_map(|rates| of(rates).as_ref());
+        let limits = rates.iter().flatten().filter_map(|rates| of(rates).as_ref());
         let states = limits.map(|limit| State {
             limit: limit.share.limit(),
             remaining: limit.share.remaining(now_ns),
@@ -287,7 +287,7 @@ mod tests {
     ) -> Result<u64, Refused> {
         let within = Within { model, key, organization };
         let tokens = within.most_tokens().map_or(most, |allowed| allowed.min(most));
-        charges.enter_and_reserve(&within, Need { least_tokens, tokens, spend: 0 }).await.map(|()| tokens)
+        charges.reserve(&within, Need { least_tokens, tokens, spend: 0 }).await.map(|()| tokens)
     }
 
     const NONE: RateLimits =

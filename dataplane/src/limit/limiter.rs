@@ -1,7 +1,7 @@
 //! The limiter at work: asks the region's buckets when shares have nothing left, and keeps shares in order.
 //!
-//! Buckets are in Redis, which all edges of a region share, or in this process when the edge is on its own. Requests that
-//! find units in their share do not come here.
+//! Buckets are in Redis, which all edges of a region share, or in this process when the edge is on its own. A request that
+//! finds units in its share neither waits nor asks.
 
 use super::ask::{Ask, Grant};
 use super::clock::Vouch;
@@ -10,26 +10,26 @@ use super::memory::Memory;
 use super::servers::{Server, Servers};
 use super::share::{Reach, Take, Taken};
 use super::subject::Limit;
-use crate::clock::Clock;
+use crate::clock::{Clock, nanos, since_epoch};
 use crate::metrics::Metrics;
 use crate::redis_client::{RedisClient, Script};
 use redis::RedisError;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// A request that was told neither yes nor no in this time is refused.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How often shares are looked after.
 const KEEP_EVERY: Duration = Duration::from_millis(100);
-/// How often servers are probed.
-const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// How often is looked whether a server is to be probed.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Keeping rounds between two tidyings of the buckets in this process.
 const TIDY_EVERY: u32 = 600;
-/// Probes between two writings of what is known of the servers' clocks.
-const REMEMBER_EVERY: u32 = 4;
+/// Looks between two writings of what is known of the servers' clocks.
+const REMEMBER_EVERY: u32 = 10;
 /// How long a start waits for the first word of Redis.
 const FIRST_WORD: Duration = Duration::from_secs(2);
 
@@ -121,7 +121,7 @@ impl Limiter {
         limit.waiting.fetch_sub(units, Ordering::AcqRel);
         outcome.unwrap_or_else(|_| {
             self.metrics.limiter_untold.inc();
-            let until = self.clock.now_ns() + u64::try_from(PATIENCE.as_nanos()).unwrap_or(0);
+            let until = self.clock.now_ns() + nanos(PATIENCE);
             Err(self.denied(until))
         })
     }
@@ -226,9 +226,7 @@ impl Limiter {
             }
             Err(error) => {
                 limit.share.lost(&ask);
-                if server.failed(now) {
-                    tracing::warn!(%error, "limits: Redis cannot be asked; going on with what is held, then with this edge's part of each limit");
-                }
+                region.fail(&server, self.clock, &error);
             }
         }
         limit.changed.notify_waiters();
@@ -245,9 +243,13 @@ impl Limiter {
         let Buckets::Redis(region) = &self.buckets else { return };
         let mut last = None;
         let first_word = async {
-            while let Err(error) = region.probe_all(self.clock).await {
-                last = Some(error);
-                tokio::time::sleep(PROBE_EVERY).await;
+            while region.servers.any_alone() {
+                if let Err(error) = region.probe_all(true, self.clock).await {
+                    last = Some(error);
+                }
+                if region.servers.any_alone() {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
             }
         };
         if tokio::time::timeout(FIRST_WORD, first_word).await.is_err() {
@@ -257,23 +259,28 @@ impl Limiter {
             }
             tracing::warn!(error, "limits: Redis does not answer; starting alone, with this edge's part of each limit");
         }
-        region.warn_of_eviction().await;
     }
 
     /// Looks after the shares and the servers until stopped.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let probing = async {
             let Buckets::Redis(region) = &self.buckets else { return std::future::pending().await };
+            let mut warned = false;
             for round in 0_u32.. {
-                if let Err(error) = region.probe_all(self.clock).await {
+                let busy = !self.active.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+                if let Err(error) = region.probe_all(busy, self.clock).await {
                     tracing::debug!(%error, "limits: a probe of Redis failed");
                 }
                 if round % REMEMBER_EVERY == 0 {
                     // It writes a file.
                     tokio::task::block_in_place(|| region.servers.remember());
                 }
-                self.metrics.limiter_alone.set(i64::from(region.servers.any_alone()));
-                tokio::time::sleep(PROBE_EVERY).await;
+                let alone = region.servers.any_alone();
+                self.metrics.limiter_alone.set(i64::from(alone));
+                if !alone && !std::mem::replace(&mut warned, true) {
+                    region.warn_of_eviction().await;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
             }
         };
         let keeping = async {
@@ -326,31 +333,34 @@ impl Region {
 
     /// Asks whose the slot of a limit is.
     async fn learn(&self, limit: &Limit, clock: Clock) {
+        // What goes wrong here goes wrong with the ask that follows, which tells.
+        drop(self.probe(limit.slot, Vouch::NOTHING, clock).await);
+    }
+
+    /// Asks a server how it is, and says that this edge is there.
+    async fn probe(&self, slot: u16, vouch: Vouch, clock: Clock) -> Result<(), RedisError> {
+        let (sentinel, edges) = (self.servers.sentinel(slot), self.servers.edges(slot));
+        let arguments = [vouch.from.to_string(), vouch.not_after.to_string(), self.name.clone()];
         let sent = clock.now_ns();
-        if let Ok((at, run)) = self.say_hello(limit.slot, Vouch::NOTHING).await {
-            self.servers.heard(limit.slot, &run, at, sent, clock.now_ns());
-        }
-    }
-
-    async fn say_hello(&self, slot: u16, vouch: Vouch) -> Result<(i64, String), RedisError> {
-        let sentinel = self.servers.sentinel(slot);
-        let arguments = [vouch.from.to_string(), vouch.not_after.to_string()];
-        self.client.run(&self.probe, &[&sentinel], &arguments).await
-    }
-
-    /// Counts the edges, and probes every server that is known.
-    async fn probe_all(&self, clock: Clock) -> Result<(), RedisError> {
+        let (at, run, there, only): (i64, String, u32, Option<bool>) =
+            self.client.run(&self.probe, &[&sentinel, &edges], &arguments).await?;
         // First: whether there are others decides what a first word is worth.
-        let mut last = self.count_edges().await;
+        self.servers.counted(slot, there, only.unwrap_or(false));
+        self.servers.heard(slot, &run, at, sent, clock.now_ns());
+        Ok(())
+    }
+
+    /// Probes every server that is known and whose turn it is. `busy`: limits depend on them.
+    async fn probe_all(&self, busy: bool, clock: Clock) -> Result<(), RedisError> {
+        let mut last = Ok(());
         for (slot, server) in self.servers.known() {
-            let sent = clock.now_ns();
-            match self.say_hello(slot, server.vouch(sent)).await {
-                Ok((at, run)) => {
-                    if server.is_alone() {
-                        tracing::info!("limits: Redis answers");
-                    }
-                    self.servers.heard(slot, &run, at, sent, clock.now_ns());
-                }
+            let (now, was_alone) = (clock.now_ns(), server.is_alone());
+            if !server.probe_is_due(busy, now) {
+                continue;
+            }
+            match self.probe(slot, server.vouch(now), clock).await {
+                Ok(()) if was_alone => tracing::info!("limits: Redis answers"),
+                Ok(()) => {}
                 Err(error) => {
                     self.fail(&server, clock, &error);
                     last = Err(error);
@@ -364,23 +374,6 @@ impl Region {
         if server.failed(clock.now_ns()) {
             tracing::warn!(%error, "limits: Redis does not answer; going on with what is held, then with this edge's part of each limit");
         }
-    }
-
-    /// Notes that this edge is there and looks who else is, by the server's clock.
-    async fn count_edges(&self) -> Result<(), RedisError> {
-        const EDGES: &str = "turnpike:edges";
-        const GONE_AFTER_S: u64 = 10;
-        const FORGOTTEN_AFTER_S: u64 = 120;
-        let (now, _micros): (u64, u64) = self.client.query(&redis::cmd("TIME")).await?;
-        let _: () = self.client.query(redis::cmd("ZADD").arg(EDGES).arg(now).arg(&self.name)).await?;
-        let forgotten = now.saturating_sub(FORGOTTEN_AFTER_S);
-        let _: () = self.client.query(redis::cmd("ZREMRANGEBYSCORE").arg(EDGES).arg("-inf").arg(forgotten)).await?;
-        let all = redis::cmd("ZRANGE").arg(EDGES).arg(0).arg(-1).arg("WITHSCORES").to_owned();
-        let edges: Vec<(String, f64)> = self.client.query(&all).await?;
-        let count = edges.iter().filter(|(_, seen)| *seen + GONE_AFTER_S as f64 >= now as f64).count();
-        let only = edges.iter().all(|(name, _)| *name == self.name);
-        self.servers.set_edges(u32::try_from(count).unwrap_or(u32::MAX), only);
-        Ok(())
     }
 
     /// Limits that Redis may throw away at will are none.
@@ -398,8 +391,6 @@ impl Region {
     }
 }
 
-/// Microseconds of the wall clock.
 fn unix_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    i64::try_from(since_epoch().as_micros()).unwrap_or(i64::MAX)
 }

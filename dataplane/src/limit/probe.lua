@@ -1,6 +1,8 @@
--- Says that an edge is there: keeps the sentinel, counts the edges of the region. `ledger.rs` is the same in Rust.
--- KEYS: sentinel. ARGV: vouched from (µs), not after (µs).
+-- Says that an edge is there: keeps the sentinel, counts the edges of the region. `ledger.rs` keeps it in Rust.
+-- KEYS: sentinel, edges (in the same slot). ARGV: vouched from (µs), not after (µs), edge.
+-- Returns: now (µs), run id, edges that were there in the last seconds, whether this one was the only one for minutes.
 local LONG_SPAN, BACKWARD = 60000000, 1000000
+local GONE_AFTER_S, FORGOTTEN_AFTER_S = 10, 120
 local function whole(x) return string.format('%.0f', x) end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -16,4 +18,8 @@ elseif set_back or seen - from >= LONG_SPAN then
   vouched_from, vouched_to = from, seen
 end
 redis.call('HSET', KEYS[1], 'run', run, 'born', whole(born), 'from', whole(vouched_from), 'to', whole(vouched_to))
-return { whole(now), run }
+local second = tonumber(time[1])
+redis.call('ZADD', KEYS[2], second, ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', second - FORGOTTEN_AFTER_S)
+local there = redis.call('ZCOUNT', KEYS[2], second - GONE_AFTER_S, '+inf')
+return { whole(now), run, there, redis.call('ZCARD', KEYS[2]) == 1 }

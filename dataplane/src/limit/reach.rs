@@ -9,7 +9,14 @@ use super::share::Reach;
 const SLOW_IN_A_ROW: u32 = 3;
 
 /// Longer without a word, and other edges may have gone their own way meanwhile, and come back, without this one knowing.
-const UNHEARD_NS: u64 = 1_500_000_000;
+/// Less than the second that they wait before they spend anything.
+const UNHEARD_NS: u64 = 950_000_000;
+
+/// How often is asked how a server is, unless it has spoken anyway: when limits depend on it, when none does, and at the
+/// least, so that the other edges know of this one.
+const PROBE_EVERY_NS: u64 = 250_000_000;
+const IDLE_PROBE_EVERY_NS: u64 = 700_000_000;
+const SHOW_UP_EVERY_NS: u64 = 2_000_000_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -22,6 +29,8 @@ pub(crate) struct Region {
     only: bool,
     slow_in_a_row: u32,
     edges: u32,
+    heard_ns: u64,
+    probed_ns: u64,
 }
 
 impl Region {
@@ -34,6 +43,8 @@ impl Region {
             only: edges <= 1,
             slow_in_a_row: 0,
             edges: edges.max(1),
+            heard_ns: 0,
+            probed_ns: 0,
         }
     }
 
@@ -63,12 +74,24 @@ impl Region {
     /// here on: what refilled meanwhile the edges have spent on their own.
     pub(crate) fn heard(&mut self, server: ServerTime, sent_ns: u64, received_ns: u64) {
         self.alone_since_ns = None;
+        self.heard_ns = self.heard_ns.max(received_ns);
         let unheard = self.clock.unheard_ns(sent_ns) > UNHEARD_NS;
         if std::mem::take(&mut self.own_way) || unheard && !self.only {
             self.clock.forget();
         }
         self.slow_in_a_row = 0;
         self.clock.heard(server, sent_ns, received_ns);
+    }
+
+    /// Whether to ask now how the server is; then it is taken as asked. `busy`: units of its buckets are held or wanted.
+    pub(crate) fn probe_is_due(&mut self, busy: bool, now_ns: u64) -> bool {
+        let quiet = now_ns.saturating_sub(self.heard_ns.max(self.probed_ns));
+        let every = if busy || self.alone_since_ns.is_some() { PROBE_EVERY_NS } else { IDLE_PROBE_EVERY_NS };
+        let due = quiet >= every || now_ns.saturating_sub(self.probed_ns) >= SHOW_UP_EVERY_NS;
+        if due {
+            self.probed_ns = now_ns;
+        }
+        due
     }
 
     /// There is somebody to ask, whose clock is not known yet.

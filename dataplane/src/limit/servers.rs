@@ -90,6 +90,11 @@ impl Server {
         memory.save(&run, || self.region().track());
     }
 
+    /// Whether to ask now how it is; then it is taken as asked.
+    pub(crate) fn probe_is_due(&self, busy: bool, now_ns: u64) -> bool {
+        self.region().probe_is_due(busy, now_ns)
+    }
+
     pub(crate) fn slow(&self, now_ns: u64) {
         self.change(|region| region.slow(now_ns));
     }
@@ -191,20 +196,25 @@ impl Servers {
         self.known().iter().any(|(_, server)| server.is_alone())
     }
 
-    /// So many edges are there, this one included; `only` if no other was lately.
-    pub(crate) fn set_edges(&self, count: u32, only: bool) {
-        for (_, server) in self.list.load().iter() {
-            server.edges.store(count.max(server.least_edges), Ordering::Relaxed);
-            server.region().is_only(only);
-        }
+    /// So many edges ask the server of a slot, this one included; `only` if no other did lately.
+    pub(crate) fn counted(&self, slot: u16, edges: u32, only: bool) {
+        let server = self.of(slot);
+        server.edges.store(edges.max(server.least_edges), Ordering::Relaxed);
+        server.region().is_only(only);
     }
 
     /// The sentinel's key in a slot.
     pub(crate) fn sentinel(&self, slot: u16) -> String {
-        match self.tags.get(usize::from(slot)) {
-            Some(tag) => format!("turnpike:limits:{{{tag}}}"),
-            None => "turnpike:limits".to_owned(),
-        }
+        self.within(slot, "turnpike:limits")
+    }
+
+    /// The key of the list of edges in a slot.
+    pub(crate) fn edges(&self, slot: u16) -> String {
+        self.within(slot, "turnpike:edges")
+    }
+
+    fn within(&self, slot: u16, name: &str) -> String {
+        self.tags.get(usize::from(slot)).map_or_else(|| name.to_owned(), |tag| format!("{name}:{{{tag}}}"))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::ask::Floor;
 use super::servers::slot_of;
 use super::share::{Kind, Share};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::Notify;
@@ -129,7 +129,7 @@ impl Limits {
         });
         Self {
             own: Rates::compile(owner, None, own, previous.map(|previous| &previous.own)),
-            within: within.collect::<BTreeMap<_, _>>().into_iter().collect(),
+            within: within.collect(),
             budget: None,
         }
     }

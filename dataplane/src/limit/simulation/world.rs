@@ -13,7 +13,7 @@ pub(super) const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;
 const SLOW: u64 = 5 * MS;
 const KEEP_EVERY: u64 = 100 * MS;
-const PROBE_EVERY: u64 = 250 * MS;
+const LOOK_EVERY: u64 = 100 * MS;
 /// A request that was told neither yes nor no in this time is refused.
 const WAIT: u64 = 25 * MS;
 pub(super) const START: i64 = 1_700_000_000_000_000;
@@ -83,6 +83,7 @@ struct Edge {
     open: Vec<u64>,
     stopped_until: u64,
     life: u64,
+    began: u64,
 }
 
 #[derive(Default, Debug)]
@@ -93,6 +94,7 @@ pub(super) struct Outcome {
     pub(super) units: u64,
     pub(super) ideal_units: u64,
     pub(super) asks: u64,
+    pub(super) probes: u64,
     /// Most units that were ever admitted too much.
     pub(super) over: f64,
 }
@@ -147,6 +149,7 @@ impl World {
                 open: Vec::new(),
                 stopped_until: 0,
                 life: 0,
+                began: 0,
             })
             .collect();
         Self {
@@ -174,8 +177,8 @@ impl World {
     pub(super) fn run(mut self) -> Outcome {
         let warm_up = 65 * S;
         for edge in 0..self.edges.len() {
-            let (probe, keep) = (self.random.below(PROBE_EVERY), self.random.below(KEEP_EVERY));
-            self.at(if edge == 0 { 0 } else { probe / 50 }, Event::Probe(edge));
+            let (probe, keep) = (self.random.below(LOOK_EVERY), self.random.below(KEEP_EVERY));
+            self.at(if edge == 0 { 1 } else { probe / 50 }, Event::Probe(edge));
             self.at(keep, Event::Keep(edge));
         }
         self.measured_from = warm_up;
@@ -284,10 +287,14 @@ impl World {
                 self.wake(edge);
             }
             Event::Probe(edge) => {
-                self.after(PROBE_EVERY, Event::Probe(edge));
-                let latency = self.latency();
-                let vouch = self.edges[edge].region.vouch(self.now);
-                self.after(latency, Event::ProbeArrives { edge, vouch, sent: self.now });
+                self.after(LOOK_EVERY, Event::Probe(edge));
+                let e = &mut self.edges[edge];
+                let busy = !e.share.is_dormant(self.now);
+                if e.region.probe_is_due(busy, self.now) {
+                    self.outcome.probes += u64::from(self.now >= self.measured_from);
+                    let (latency, vouch) = (self.latency(), self.edges[edge].region.vouch(self.now));
+                    self.after(latency, Event::ProbeArrives { edge, vouch, sent: self.now });
+                }
             }
             Event::ProbeArrives { edge, vouch, sent } => {
                 if self.redis_up {
@@ -298,6 +305,7 @@ impl World {
                     self.edges[edge].region.failed(self.now);
                 }
             }
+            Event::ProbeReply { edge, sent, .. } if sent < self.edges[edge].began => {}
             Event::ProbeReply { edge, server, sent } => self.edges[edge].region.heard(server, sent, self.now),
             Event::Keep(edge) => {
                 self.after(KEEP_EVERY, Event::Keep(edge));
@@ -349,6 +357,9 @@ impl World {
     }
 
     fn restart(&mut self, edge: usize) {
+        if self.edges[edge].stopped_until > self.now {
+            return;
+        }
         let count = u32::try_from(self.edges.len()).unwrap();
         let begins = self.now + self.random.below(20 * S);
         let e = &mut self.edges[edge];
@@ -362,7 +373,7 @@ impl World {
         }
         e.waiting.clear();
         e.open.clear();
-        e.stopped_until = begins;
+        (e.stopped_until, e.began) = (begins, begins);
     }
 
     fn arrive(&mut self) {
