@@ -188,6 +188,14 @@ pub struct UsageEvent {
     /// What the response cache did for it; `None` if it was refused before the cache was asked.
     #[n(27)]
     pub cache: Option<CacheStatus>,
+    /// Number of the price that `cost` was reckoned by, within the model; 0 if the model has no numbered prices.
+    #[n(28)]
+    #[cbor(default)]
+    pub price_version: u32,
+    /// Of the prompt tokens, those that the engine had from an earlier prompt.
+    #[n(29)]
+    #[cbor(default)]
+    pub cached_tokens: u32,
 }
 
 impl UsageEvent {

@@ -15,6 +15,7 @@ pub mod money;
 pub mod node_url;
 pub mod routing;
 pub mod settings;
+pub mod tap;
 pub mod wire;
 
 pub use caching::{CacheKey, CachePolicy, CacheStatus};
@@ -22,6 +23,7 @@ pub use digest::KeyDigest;
 pub use event::{Endpoint, RequestStatus, UsageEvent};
 pub use ids::{EventId, KeyId, OrgId};
 pub use limits::{Budget, LimitSettings, ModelLimits, RateLimits};
-pub use money::{Price, Usd};
+pub use money::{Price, PriceVersion, Tokens, Usd};
 pub use node_url::NodeUrl;
 pub use routing::{Change, KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions, Routing};
+pub use tap::Tap;

@@ -115,6 +115,20 @@ impl<'b, C> Decode<'b, C> for Usd {
     }
 }
 
+/// What one request used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct Tokens {
+    /// Of the prompt, those that were cached included.
+    #[n(0)]
+    pub prompt: u32,
+    /// Of the prompt, those that the engine had from an earlier one; at most `prompt`.
+    #[n(1)]
+    pub cached: u32,
+    /// Generated.
+    #[n(2)]
+    pub completion: u32,
+}
+
 /// What a model's tokens cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct Price {
@@ -124,6 +138,28 @@ pub struct Price {
     /// Dollars per generated token.
     #[n(1)]
     pub output_token: Usd,
+    /// Dollars per prompt token that the engine had from an earlier prompt; as any other if `None`.
+    #[n(2)]
+    #[serde(default)]
+    pub cached_input_token: Option<Usd>,
+    /// Dollars per request that was answered, in whole or in part.
+    #[n(3)]
+    #[serde(default)]
+    pub request: Option<Usd>,
+}
+
+/// A price and the time from which on it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct PriceVersion {
+    /// Number of the price within its model, from 1 on.
+    #[n(0)]
+    pub version: u32,
+    /// Requests that begin at this time (Unix milliseconds) or later are asked it.
+    #[n(1)]
+    pub from_ms: u64,
+    /// The price.
+    #[n(2)]
+    pub price: Price,
 }
 
 /// What is wrong with a `models.pricing` document.
@@ -137,16 +173,14 @@ pub enum BadPrice {
     /// Only dollars are metered.
     #[error("pricing.currency «{0}» is not supported: use USD")]
     Currency(String),
-    /// A price per token must be a whole number of pico-dollars.
-    #[error(
-        "pricing.{field}: {amount} per {per} tokens is not a whole number of pico-dollars per token, or is negative"
-    )]
+    /// A price for one must be a whole number of pico-dollars.
+    #[error("pricing.{field}: {amount} for {per} is not a whole number of pico-dollars for one, or is negative")]
     Inexact {
-        /// `input_tokens` or `output_tokens`.
+        /// Such as `input_tokens`.
         field: &'static str,
         /// The amount as written.
         amount: String,
-        /// The number of tokens that it buys.
+        /// The number of tokens or requests that it buys.
         per: u64,
     },
 }
@@ -160,6 +194,8 @@ impl Price {
         struct Pricing {
             input_tokens: serde_json::Value,
             output_tokens: serde_json::Value,
+            cached_input_tokens: Option<serde_json::Value>,
+            per_request: Option<serde_json::Value>,
             #[serde(default = "usd")]
             currency: String,
             #[serde(default = "thousand")]
@@ -176,9 +212,8 @@ impl Price {
         if pricing.currency != "USD" {
             return Err(BadPrice::Currency(pricing.currency));
         }
-        let per_token = |field, value: &serde_json::Value| {
+        let each = |field, value: &serde_json::Value, per: u64| {
             let amount = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let per = pricing.per_tokens;
             amount
                 .parse::<Usd>()
                 .ok()
@@ -186,17 +221,32 @@ impl Price {
                 .map(|usd| Usd { pico: usd.pico / i128::from(per) })
                 .ok_or(BadPrice::Inexact { field, amount, per })
         };
+        let per = pricing.per_tokens;
+        let cached = pricing.cached_input_tokens.as_ref();
+        let request = pricing.per_request.as_ref();
         Ok(Self {
-            input_token: per_token("input_tokens", &pricing.input_tokens)?,
-            output_token: per_token("output_tokens", &pricing.output_tokens)?,
+            input_token: each("input_tokens", &pricing.input_tokens, per)?,
+            output_token: each("output_tokens", &pricing.output_tokens, per)?,
+            cached_input_token: cached.map(|amount| each("cached_input_tokens", amount, per)).transpose()?,
+            request: request.map(|amount| each("per_request", amount, 1)).transpose()?,
         })
     }
 
-    /// The cost of a request. Saturates far beyond any real amount instead of wrapping.
-    pub fn cost(&self, prompt_tokens: u32, completion_tokens: u32) -> Usd {
-        let input = self.input_token.pico.saturating_mul(i128::from(prompt_tokens));
-        let output = self.output_token.pico.saturating_mul(i128::from(completion_tokens));
-        Usd { pico: input.saturating_add(output) }
+    /// The cost of a request; nothing was answered where no tokens were used. Saturates far beyond any real amount instead
+    /// of wrapping.
+    pub fn cost(&self, tokens: Tokens) -> Usd {
+        if tokens == Tokens::default() {
+            return Usd::ZERO;
+        }
+        let cached = tokens.cached.min(tokens.prompt);
+        let times = |amount: Usd, count: u32| amount.pico.saturating_mul(i128::from(count));
+        let parts = [
+            times(self.input_token, tokens.prompt - cached),
+            times(self.cached_input_token.unwrap_or(self.input_token), cached),
+            times(self.output_token, tokens.completion),
+            self.request.map_or(0, |amount| amount.pico),
+        ];
+        Usd { pico: parts.into_iter().fold(0, i128::saturating_add) }
     }
 }
 
@@ -230,8 +280,28 @@ mod tests {
         let price = Price::from_pricing(
             &json!({"input_tokens": 0.01, "output_tokens": 0.03, "currency": "USD", "per_tokens": 1000}),
         );
-        assert_eq!(price, Ok(Price { input_token: Usd { pico: 10_000_000 }, output_token: Usd { pico: 30_000_000 } }));
-        assert_eq!(price.map(|p| p.cost(100, 10).to_string()), Ok("0.0013".to_owned()));
+        assert_eq!(
+            price,
+            Ok(Price {
+                input_token: Usd { pico: 10_000_000 },
+                output_token: Usd { pico: 30_000_000 },
+                ..Price::default()
+            })
+        );
+        let tokens = Tokens { prompt: 100, cached: 0, completion: 10 };
+        assert_eq!(price.map(|p| p.cost(tokens).to_string()), Ok("0.0013".to_owned()));
+    }
+
+    #[test]
+    fn cached_tokens_and_requests_have_prices_of_their_own() {
+        let document =
+            json!({"input_tokens": 1, "output_tokens": 3, "cached_input_tokens": "0.25", "per_request": 0.5});
+        let price = Price::from_pricing(&document).unwrap();
+        let cost = |prompt, cached, completion| price.cost(Tokens { prompt, cached, completion }).to_string();
+        assert_eq!(cost(1_000, 0, 0), "1.5");
+        assert_eq!(cost(1_000, 400, 1_000), "4.2");
+        assert_eq!(cost(1_000, 4_000, 0), "0.75", "no more can be cached than there are");
+        assert_eq!(cost(0, 0, 0), "0", "what was not answered costs nothing");
     }
 
     #[test]

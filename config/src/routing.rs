@@ -1,7 +1,7 @@
 //! What an edge must know to serve: organizations, keys, models and nodes, as one versioned state plus changes to it.
 
 use crate::limits::{Budget, ModelLimits, RateLimits};
-use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, NodeUrl, OrgId, Price};
+use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, NodeUrl, OrgId, Price, PriceVersion};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -149,7 +149,7 @@ pub struct ModelRecord {
     /// Most tokens it generates; `None` is bounded by the context alone.
     #[n(4)]
     pub max_output_tokens: Option<u32>,
-    /// What its tokens cost from this config version on.
+    /// What its tokens cost where `prices` does not say.
     #[n(5)]
     pub price: Price,
     /// False: known but switched off.
@@ -166,6 +166,19 @@ pub struct ModelRecord {
     #[cbor(default)]
     #[serde(default)]
     pub cache: CachePolicy,
+    /// What its tokens cost from when on, ascending by time: the price in effect, and those that follow.
+    #[n(10)]
+    #[cbor(default)]
+    #[serde(default)]
+    pub prices: Vec<PriceVersion>,
+}
+
+impl ModelRecord {
+    /// The number and the price of a request that begins at `unix_ms`.
+    pub fn price_at(&self, unix_ms: u64) -> (u32, Price) {
+        let in_effect = self.prices.iter().rev().find(|price| price.from_ms <= unix_ms);
+        in_effect.map_or((0, self.price), |price| (price.version, price.price))
+    }
 }
 
 /// A (model, version) pair that a node can answer for.

@@ -4,9 +4,10 @@
 //! older peer skips fields it does not know and a newer one sees absent optional fields as `None`.
 //! Every stream is opened by the edge or node, and its first frame is an [`Open`].
 
-use crate::UsageEvent;
 use crate::routing::{Change, NodeState, Routing, Served};
+use crate::{EventId, Tokens, UsageEvent};
 use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 
 /// Protocol name and version that both ends must agree on (TLS ALPN).
 pub const ALPN: &[u8] = b"turnpike/1";
@@ -29,6 +30,9 @@ pub enum Open {
     /// A node registers: one [`NodeReply`], then [`NodeReport`]s.
     #[n(2)]
     Node(#[n(0)] NodeHello),
+    /// A node ships its ledger: [`LedgerBatch`]es one way, [`LedgerAck`]s the other.
+    #[n(3)]
+    Ledger,
 }
 
 /// An edge introduces itself. Its name comes from its certificate.
@@ -88,18 +92,38 @@ pub enum PushReply {
     },
 }
 
-/// Events from an edge's journal. `(edge, epoch, seq)` is contiguous; a batch may be sent again after a lost ack.
+/// A stretch of an edge's journal. `(edge, epoch, seq)` is contiguous; a batch may be sent again after a lost ack. One
+/// without records (`first_seq == end_seq`) only says how far the edge has come.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct UsageBatch {
     /// The journal's epoch: made anew when an edge starts without one.
     #[n(0)]
     pub epoch: u64,
-    /// Sequence number of the first event.
+    /// Sequence number of the first record.
     #[n(1)]
     pub first_seq: u64,
-    /// At most [`MAX_BATCH_EVENTS`].
+    /// The events among the records, at most [`MAX_BATCH_EVENTS`].
     #[n(2)]
     pub events: Vec<UsageEvent>,
+    /// Sequence number after the last record; records that are no events (intents) are counted and not sent.
+    #[n(3)]
+    pub end_seq: u64,
+    /// How far the edge has come once this batch is stored.
+    #[n(4)]
+    pub complete: Watermark,
+}
+
+/// How far an edge's usage is complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Watermark {
+    /// Usage of every request that had ended by then is shipped. Unix milliseconds of the control plane's clock, reckoned
+    /// from the last [`UsageAck::now_ms`]; 0 if that is not known.
+    #[n(0)]
+    pub ended_to_ms: u64,
+    /// Usage of every request that had begun by then is shipped. Unix milliseconds of the edge's clock, as in event ids;
+    /// 0 if that is not known.
+    #[n(1)]
+    pub began_to_ms: u64,
 }
 
 /// The batch is durable.
@@ -108,9 +132,67 @@ pub struct UsageAck {
     /// Epoch of the batch.
     #[n(0)]
     pub epoch: u64,
-    /// Sequence number of the last event stored.
+    /// Its [`UsageBatch::end_seq`].
     #[n(1)]
-    pub through: u64,
+    pub end_seq: u64,
+    /// The control plane's clock, Unix milliseconds.
+    #[n(2)]
+    pub now_ms: u64,
+}
+
+/// Most entries in one [`LedgerBatch`].
+pub const MAX_LEDGER_ENTRIES: usize = 8192;
+
+/// What a node worked on, from its own ledger on disk. Sent again after a lost ack.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LedgerBatch {
+    /// Position in the node's ledger of the first entry; opaque to the control plane, and repeated in [`LedgerAck`].
+    #[n(0)]
+    pub position: u64,
+    /// At most [`MAX_LEDGER_ENTRIES`].
+    #[n(1)]
+    pub entries: Vec<LedgerEntry>,
+}
+
+/// The batch is durable.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LedgerAck {
+    /// [`LedgerBatch::position`]
+    #[n(0)]
+    pub position: u64,
+}
+
+/// What a node did for one request of an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LedgerEntry {
+    /// The edge's event.
+    #[n(0)]
+    pub event: EventId,
+    /// Tokens that the engine counted, or that were seen to pass if it did not come to that.
+    #[n(1)]
+    pub tokens: Tokens,
+    /// How it ended.
+    #[n(2)]
+    pub state: LedgerState,
+}
+
+/// How far a node came with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "snake_case")]
+pub enum LedgerState {
+    /// Handed to the engine; if the node died meanwhile, all that is known.
+    #[n(0)]
+    Begun,
+    /// The engine's own count.
+    #[n(1)]
+    Counted,
+    /// It broke off before the engine had counted: what was seen to pass.
+    #[n(2)]
+    Seen,
+    /// The engine refused it or failed before it answered: no tokens.
+    #[n(3)]
+    Refused,
 }
 
 /// A node introduces itself. Its name comes from its certificate.

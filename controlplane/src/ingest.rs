@@ -40,7 +40,7 @@ impl Ingest {
     /// The database does not answer: try again, nothing was stored.
     pub(crate) async fn take(&self, edge: &str, batch: UsageBatch, now: DateTime<Utc>) -> Result<(), StoreError> {
         let started = Instant::now();
-        let through = (batch.first_seq + batch.events.len() as u64).saturating_sub(1);
+        let through = batch.end_seq.saturating_sub(1);
         let rows = self.rows(edge, batch.events, now);
         self.make_partitions(&rows).await?;
         match self.store_batch(edge, batch.epoch, through, &rows).await {

@@ -8,14 +8,13 @@ use crate::live::{Key, Model, Snapshot};
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, request_id};
 use crate::reuse::{Reuse, reuse};
-use crate::tap::Usage;
 use crate::{auth, body_swap, respond, rewrite};
 use bytes::Bytes;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use turnpike_config::{Endpoint, KeyDigest, Permissions, headers};
+use turnpike_config::{Endpoint, KeyDigest, Permissions, Tokens, headers};
 
 /// Longest answer assumed when neither the request nor the model bounds it, tokens.
 const DEFAULT_ANSWER: u64 = 4_096;
@@ -210,21 +209,18 @@ impl Size {
         })
     }
 
-    fn most_usage(&self) -> Usage {
-        Usage { prompt_tokens: to_u32(self.prompt), completion_tokens: to_u32(self.most.saturating_sub(self.prompt)) }
+    fn most_usage(&self) -> Tokens {
+        Tokens { prompt: to_u32(self.prompt), cached: 0, completion: to_u32(self.most.saturating_sub(self.prompt)) }
     }
 }
 
 /// Takes what the answer of a node may come to from the limits.
 async fn reserve(request: &mut Request, size: Size) -> Result<(), Reject> {
+    let began_ms = request.arrived_unix_ms;
     let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
     let model = metered.model.clone().ok_or(Reject::Internal)?;
-    let most = size.most_usage();
-    let need = Need {
-        least_tokens: size.least,
-        tokens: size.most,
-        spend: micros(model.record.price.cost(most.prompt_tokens, most.completion_tokens).pico),
-    };
+    let spend = micros(model.cost(began_ms, size.most_usage()).pico);
+    let need = Need { least_tokens: size.least, tokens: size.most, spend };
     let mut charges = std::mem::take(&mut metered.charges);
     let reserved = charges.reserve(&metered.within(&model), need).await;
     metered.charges = charges;

@@ -3,13 +3,12 @@
 use crate::cache::{
     Audience, Fence, LeaderGuard, MAX_BODY, ResponseCache, StoredAnswer, Wanted, is_complete_json, is_complete_stream,
 };
-use crate::tap::Usage;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use pingora::http::ResponseHeader;
 use std::sync::Arc;
-use turnpike_config::{CacheKey, Endpoint};
+use turnpike_config::{CacheKey, Endpoint, Tokens};
 
 /// An answer on its way into the cache. Dropped before its end, it leaves nothing, and who waits for it goes on alone.
 pub(crate) struct Fill {
@@ -77,7 +76,7 @@ impl Fill {
     }
 
     /// The answer is over: keeps it if it is whole. `purged_at_ms`: when it was last purged, by the newest routing.
-    pub(crate) fn finish(mut self, usage: Option<Usage>, cache: &ResponseCache, purged_at_ms: u64, now_ms: u64) {
+    pub(crate) fn finish(mut self, usage: Option<Tokens>, cache: &ResponseCache, purged_at_ms: u64, now_ms: u64) {
         let leader = self.leader.take();
         let Some(answer) = self.whole(usage) else {
             if let Some(leader) = leader {
@@ -95,10 +94,10 @@ impl Fill {
     }
 
     /// The answer, if it is one that can be given again.
-    fn whole(&mut self, usage: Option<Usage>) -> Option<Arc<StoredAnswer>> {
+    fn whole(&mut self, usage: Option<Tokens>) -> Option<Arc<StoredAnswer>> {
         let body = self.body.take()?;
         // Moderations have no usage.
-        let usage = usage.or_else(|| (self.endpoint == Endpoint::Moderation).then(Usage::default))?;
+        let usage = usage.or_else(|| (self.endpoint == Endpoint::Moderation).then(Tokens::default))?;
         // Copied, so that what is kept is no slice of a larger buffer.
         let whole = body.pieces.concat();
         let complete = if body.streamed { is_complete_stream(&whole) } else { is_complete_json(&whole, self.endpoint) };
@@ -106,8 +105,8 @@ impl Fill {
             Arc::new(StoredAnswer {
                 stored_at_ms: self.asked_at_ms,
                 streamed: body.streamed,
-                prompt_tokens: usage.prompt_tokens,
-                completion_tokens: usage.completion_tokens,
+                prompt_tokens: usage.prompt,
+                completion_tokens: usage.completion,
                 body: whole.into(),
             })
         })

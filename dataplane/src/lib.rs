@@ -36,7 +36,6 @@ mod server;
 mod settings;
 mod ship;
 mod sync;
-mod tap;
 
 pub use journal::JournalError;
 pub use redis_client::BadRedis;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use turnpike_config::link::{Role, domain};
 use turnpike_config::{
-    CacheKey, KeyDigest, KeyRecord, ModelRecord, NodeRecord, NodeState, NodeUrl, OrgId, OrgRecord, Routing, Usd,
+    CacheKey, KeyDigest, KeyRecord, ModelRecord, NodeRecord, NodeState, NodeUrl, OrgId, OrgRecord, Routing, Tokens, Usd,
 };
 
 /// The routing, indexed for lookups.
@@ -65,9 +65,14 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// What so many tokens cost when no node has made them.
-    pub(crate) fn reuse_cost(&self, prompt_tokens: u32, completion_tokens: u32) -> Usd {
-        self.record.price.cost(prompt_tokens, completion_tokens).permille(self.record.cache.price_permille)
+    /// What tokens cost a request that began at `unix_ms`.
+    pub(crate) fn cost(&self, unix_ms: u64, tokens: Tokens) -> Usd {
+        self.record.price_at(unix_ms).1.cost(tokens)
+    }
+
+    /// What tokens cost when no node has made them.
+    pub(crate) fn reuse_cost(&self, unix_ms: u64, tokens: Tokens) -> Usd {
+        self.cost(unix_ms, tokens).permille(self.record.cache.price_permille)
     }
 }
 
@@ -395,6 +400,7 @@ pub(crate) mod fixtures {
                 context_length: 4096,
                 max_output_tokens: Some(256),
                 price: Price::default(),
+                prices: Vec::new(),
                 active: true,
                 public: true,
                 versions: vec![VersionRecord { version: "v1".into(), is_default: true, active: true }],

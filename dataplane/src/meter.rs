@@ -5,20 +5,18 @@ use crate::limit::micros;
 use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, Served};
-use crate::tap::Tap;
 use http::header::USER_AGENT;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 use std::time::{Duration, Instant};
-use turnpike_config::{RequestStatus, UsageEvent, Usd};
+use turnpike_config::{RequestStatus, Tap, Tokens, UsageEvent, Usd};
 
 const USER_AGENT_BYTES: usize = 256;
 
 /// Tokens of a request, and whether they are the edge's own count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tokens {
-    prompt: u32,
-    completion: u32,
+struct Counted {
+    tokens: Tokens,
     estimated: bool,
 }
 
@@ -37,12 +35,12 @@ pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, erro
     };
     let now = Instant::now();
     let client_gone = client_gone(&metered, error);
-    let tokens = tokens(&metered, client_gone);
-    if let (Some(model), false) = (&metered.model, tokens.estimated || is_reuse(&metered)) {
-        model.live.learn(metered.request_bytes, tokens.prompt);
+    let counted = count(&metered, client_gone);
+    if let (Some(model), false) = (&metered.model, counted.estimated || is_reuse(&metered)) {
+        model.live.learn(metered.request_bytes, counted.tokens.prompt);
     }
     let end = end(request, &metered, client_gone, error);
-    let event = event(edge, session, request, &metered, tokens, end, now);
+    let event = event(edge, session, request, &metered, counted, end, now);
     // Limits are on what nodes work on.
     let used = if is_reuse(&metered) { 0 } else { event.total_tokens() };
     std::mem::take(&mut metered.charges).settle(used, micros(event.cost.pico));
@@ -76,20 +74,21 @@ fn client_gone(metered: &Metered, error: Option<&Error>) -> bool {
 
 /// The engine's count if it came; else what passed to the client, once anything did, and for a client that left early the
 /// prompt that a node worked on.
-fn tokens(metered: &Metered, client_gone: bool) -> Tokens {
+fn count(metered: &Metered, client_gone: bool) -> Counted {
     if let Some(Served { usage, estimated, .. }) = served(metered) {
-        return Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated };
+        return Counted { tokens: usage, estimated };
     }
-    let Some(dispatch) = &metered.dispatch else { return Tokens::default() };
+    let Some(dispatch) = &metered.dispatch else { return Counted::default() };
     let worked_on = dispatch.first_byte_at.is_some() && dispatch.node_status == 200
         || client_gone && dispatch.sent_at.is_some() && matches!(dispatch.node_status, 0 | 200);
     let tap = dispatch.tap.as_ref();
     match tap.and_then(Tap::usage) {
-        Some(usage) => Tokens { prompt: usage.prompt_tokens, completion: usage.completion_tokens, estimated: false },
+        Some(tokens) => Counted { tokens, estimated: false },
         None if worked_on => {
-            Tokens { prompt: dispatch.prompt_estimate, completion: tap.map_or(0, Tap::tokens_seen), estimated: true }
+            let completion = tap.map_or(0, Tap::tokens_seen);
+            Counted { tokens: Tokens { prompt: dispatch.prompt_estimate, cached: 0, completion }, estimated: true }
         }
-        None => Tokens::default(),
+        None => Counted::default(),
     }
 }
 
@@ -121,13 +120,16 @@ fn event(
     session: &Session,
     request: &Request,
     metered: &Metered,
-    tokens: Tokens,
+    counted: Counted,
     end: End,
     now: Instant,
 ) -> UsageEvent {
     let dispatch = metered.dispatch.as_ref();
     let sent_at = dispatch.and_then(|dispatch| dispatch.sent_at);
     let model = metered.model.as_ref();
+    let Counted { tokens, estimated } = counted;
+    // The time inside the id: what the books go by.
+    let began_ms = request.id.unix_ms();
     let client = session.client_addr().and_then(|address| address.as_inet());
     UsageEvent {
         id: request.id,
@@ -142,8 +144,8 @@ fn event(
         error_message: end.message,
         prompt_tokens: tokens.prompt,
         completion_tokens: tokens.completion,
-        estimated: tokens.estimated,
-        cost: model.map(|model| cost(model, tokens, is_reuse(metered))).unwrap_or_default(),
+        estimated,
+        cost: model.map(|model| cost(model, began_ms, tokens, is_reuse(metered))).unwrap_or_default(),
         request_bytes: metered.request_bytes,
         response_bytes: session.body_bytes_sent() as u64,
         processing_ms: sent_at.map_or(0, |sent| millis(now - sent)),
@@ -158,12 +160,13 @@ fn event(
         streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
         retries: dispatch.map_or(0, |d| u8::try_from(d.tried.len().saturating_sub(1)).unwrap_or(u8::MAX)),
         cache: metered.cached.as_ref().map(|cached| cached.status),
+        price_version: model.map_or(0, |model| model.record.price_at(began_ms).0),
+        cached_tokens: tokens.cached,
     }
 }
 
-fn cost(model: &Model, tokens: Tokens, reused: bool) -> Usd {
-    let (prompt, completion) = (tokens.prompt, tokens.completion);
-    if reused { model.reuse_cost(prompt, completion) } else { model.record.price.cost(prompt, completion) }
+fn cost(model: &Model, began_ms: u64, tokens: Tokens, reused: bool) -> Usd {
+    if reused { model.reuse_cost(began_ms, tokens) } else { model.cost(began_ms, tokens) }
 }
 
 fn first_byte_at(metered: &Metered) -> Option<Instant> {

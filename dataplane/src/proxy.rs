@@ -4,7 +4,6 @@ use crate::admit::{Admitted, admit};
 use crate::edge::Edge;
 use crate::reject::Reject;
 use crate::request::{Request, own_request_id, unix_ms};
-use crate::tap::Tap;
 use crate::{balance, body_swap, meter, respond, rewrite};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,7 +16,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use turnpike_config::headers;
+use turnpike_config::{Tap, headers};
 
 /// Nodes tried for one request.
 pub(crate) const MAX_TRIES: usize = 3;

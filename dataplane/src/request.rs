@@ -10,11 +10,10 @@ use crate::journal::Permit;
 use crate::limit::{Charges, Within};
 use crate::live::{Key, Model, Snapshot};
 use crate::reject::Reject;
-use crate::tap::{Tap, Usage};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use turnpike_config::{CacheKey, CacheStatus, Endpoint, EventId};
+use turnpike_config::{CacheKey, CacheStatus, Endpoint, EventId, Tap, Tokens};
 use uuid::{NoContext, Timestamp, Uuid};
 
 /// One request's context.
@@ -60,7 +59,7 @@ pub(crate) struct Cached {
 /// An answer that no node made for this request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Served {
-    pub(crate) usage: Usage,
+    pub(crate) usage: Tokens,
     /// The edge's own count: it broke off.
     pub(crate) estimated: bool,
     pub(crate) first_byte_at: Option<Instant>,

@@ -10,13 +10,12 @@ use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Cached, Metered, Request, Served};
 use crate::respond;
-use crate::tap::Usage;
 use bytes::Bytes;
 use listen::Heard;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use turnpike_config::{CacheStatus, headers};
+use turnpike_config::{CacheStatus, Tokens, headers};
 
 /// Others that are waited for, one after the other, before the request goes to a node whoever else does.
 const FLIGHTS: usize = 3;
@@ -37,7 +36,7 @@ pub(crate) async fn reuse(
     session: &mut Session,
     request: &mut Request,
     body: &Bytes,
-    most: Usage,
+    most: Tokens,
 ) -> Result<Reuse, Reject> {
     let Some((wanted, plan)) = wanted(session, request, body) else { return Ok(Reuse::Node(None)) };
     let mut seeker = Seeker { edge, session, request, wanted, plan, most };
@@ -77,7 +76,7 @@ struct Seeker<'a> {
     request: &'a mut Request,
     wanted: Wanted,
     plan: Plan,
-    most: Usage,
+    most: Tokens,
 }
 
 impl Seeker<'_> {
@@ -87,9 +86,10 @@ impl Seeker<'_> {
     }
 
     /// Takes what an answer costs that is given again, if the model charges for it.
-    async fn charge(&mut self, usage: Usage) -> Result<(), Reject> {
+    async fn charge(&mut self, usage: Tokens) -> Result<(), Reject> {
+        let began_ms = self.request.arrived_unix_ms;
         self.charge_with(async |charges, within, model| {
-            let spend = micros(model.reuse_cost(usage.prompt_tokens, usage.completion_tokens).pico);
+            let spend = micros(model.reuse_cost(began_ms, usage).pico);
             charges.reserve(within, Need { least_tokens: 0, tokens: 0, spend }).await
         })
         .await
@@ -180,7 +180,7 @@ impl Seeker<'_> {
             answer.json(metered.endpoint).map(|document| vec![document])
         };
         let (Some(pieces), streamed) = (pieces, ask.stream) else { return Ok(false) };
-        let usage = Usage { prompt_tokens: answer.prompt_tokens, completion_tokens: answer.completion_tokens };
+        let usage = answer.tokens();
         self.charge(usage).await?;
         self.note(status, answer.stored_at_ms, usage)?;
         let written = if streamed && plan.paced {
@@ -195,7 +195,7 @@ impl Seeker<'_> {
     }
 
     /// Notes that no node is asked. `made_at_ms` is Unix milliseconds.
-    fn note(&mut self, status: CacheStatus, made_at_ms: u64, usage: Usage) -> Result<(), Reject> {
+    fn note(&mut self, status: CacheStatus, made_at_ms: u64, usage: Tokens) -> Result<(), Reject> {
         let age_s = self.request.arrived_unix_ms.saturating_sub(made_at_ms) / 1_000;
         let cached = self.metered()?.cached.as_mut().ok_or(Reject::Internal)?;
         cached.status = status;

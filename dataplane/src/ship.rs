@@ -5,7 +5,7 @@ use crate::journal::Reader;
 use quinn::Connection;
 use std::time::Duration;
 use turnpike_config::link::{LinkError, read_frame, write_frame};
-use turnpike_config::wire::{Open, UsageAck, UsageBatch};
+use turnpike_config::wire::{Open, UsageAck, UsageBatch, Watermark};
 
 /// Events in one batch; larger ones gain nothing and keep the control plane's transaction open longer.
 const BATCH: usize = 1_024;
@@ -29,11 +29,12 @@ pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), Link
         };
         let through = batch.last_seq;
         let epoch = edge.journal.epoch;
-        write_frame(&mut send, &UsageBatch { epoch, first_seq: batch.first_seq, events: batch.events }).await?;
+        let (first_seq, end_seq, complete) = (batch.first_seq, through + 1, Watermark::default());
+        write_frame(&mut send, &UsageBatch { epoch, first_seq, events: batch.events, end_seq, complete }).await?;
         let answer = tokio::time::timeout(ACK_TIMEOUT, read_frame::<UsageAck>(&mut receive));
         let ack = answer.await.map_err(|_| lost(&"usage was not acknowledged in time"))??;
         match ack {
-            Some(ack) if ack.epoch == epoch && ack.through == through => {
+            Some(ack) if ack.epoch == epoch && ack.end_seq == end_seq => {
                 reader.advance(through).map_err(|e| lost(&e))?;
                 edge.metrics.journal_shipped.set(i64::try_from(through + 1).unwrap_or(i64::MAX));
             }

@@ -173,14 +173,16 @@ pub(super) async fn usage(
 ) -> Result<(), LinkError> {
     let talk = async {
         while let Some(batch) = read_frame::<UsageBatch>(&mut stream.recv).await? {
-            if batch.events.is_empty() || batch.events.len() > MAX_BATCH_EVENTS {
-                connection.close(VarInt::from_u32(REFUSED), b"a batch holds 1 to 4096 events");
-                return Err(LinkError::Lost(format!("a batch of {} events", batch.events.len())));
+            if let Some(fault) = fault(&batch) {
+                connection.close(VarInt::from_u32(REFUSED), fault.as_bytes());
+                return Err(LinkError::Lost(fault.to_owned()));
             }
-            let ack =
-                UsageAck { epoch: batch.epoch, through: batch.first_seq.saturating_add(batch.events.len() as u64 - 1) };
-            store_batch(name, batch, context).await;
-            write_frame(&mut stream.send, &ack).await?;
+            let (epoch, end_seq) = (batch.epoch, batch.end_seq);
+            if batch.first_seq < end_seq {
+                store_batch(name, batch, context).await;
+            }
+            let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
+            write_frame(&mut stream.send, &UsageAck { epoch, end_seq, now_ms }).await?;
         }
         Ok(())
     };
@@ -188,6 +190,17 @@ pub(super) async fn usage(
         () = stop.cancelled() => Ok(()),
         error = connection.closed() => Err(LinkError::Lost(error.to_string())),
         result = talk => result,
+    }
+}
+
+/// What is wrong with a batch, if something is.
+fn fault(batch: &UsageBatch) -> Option<&'static str> {
+    let records = batch.end_seq.checked_sub(batch.first_seq);
+    match records {
+        _ if batch.events.len() > MAX_BATCH_EVENTS => Some("a batch holds at most 4096 events"),
+        None => Some("a batch ends before it begins"),
+        Some(records) if records < batch.events.len() as u64 => Some("a batch has more events than records"),
+        Some(_) => None,
     }
 }
 

@@ -109,6 +109,8 @@ async fn converse(
         (Some(Open::Node(hello)), Role::Node) => {
             Box::pin(node::serve(&peer.name, hello, stream, connection, context, stop)).await
         }
+        // Nobody ships one yet.
+        (Some(Open::Ledger), _) => refuse("ledger"),
         (Some(Open::Push(_)), _) => refuse("push"),
         (Some(Open::Usage), _) => refuse("usage"),
         (Some(Open::Node(_)), _) => refuse("node"),

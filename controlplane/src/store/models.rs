@@ -87,6 +87,7 @@ impl Model {
             public: self.is_public,
             versions: versions.iter().filter(|v| v.model_id == self.id).map(ModelVersion::record).collect(),
             cache: CachePolicy { generation: positive("cache_generation", self.cache_generation)?, ..self.cache },
+            prices: Vec::new(),
         })
     }
 }

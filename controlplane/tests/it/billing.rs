@@ -250,7 +250,7 @@ async fn the_books_of_an_edge_are_complete_once_its_journal_has_come() {
     meter.send(1, 1, &[hour_old()]).await;
     eventually("a batch that waits", || async { Some(books().await).filter(|b| b.1 > 19.0) }).await;
     locking.rollback().await.unwrap();
-    assert_eq!(meter.ack().await.through, 1);
+    assert_eq!(meter.ack().await.end_seq, 2);
     let shown = plane.get("/edges").await;
     assert!(shown["data"][0]["complete_to"].is_string(), "{shown}");
 }

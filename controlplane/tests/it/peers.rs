@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use turnpike_config::link::{Role, connect, read_frame, write_frame};
 use turnpike_config::routing::Served;
 use turnpike_config::wire::{
-    EdgeHello, NodeHello, NodeReply, NodeReport, Open, PushFrame, PushReply, UsageAck, UsageBatch,
+    EdgeHello, NodeHello, NodeReply, NodeReport, Open, PushFrame, PushReply, UsageAck, UsageBatch, Watermark,
 };
 use turnpike_config::{NodeState, Routing, UsageEvent};
 
@@ -100,7 +100,9 @@ impl Meter {
     }
 
     pub(crate) async fn send(&mut self, epoch: u64, first_seq: u64, events: &[UsageEvent]) {
-        let batch = UsageBatch { epoch, first_seq, events: events.to_vec() };
+        let end_seq = first_seq + events.len() as u64;
+        let complete = Watermark::default();
+        let batch = UsageBatch { epoch, first_seq, events: events.to_vec(), end_seq, complete };
         write_frame(&mut self.0.send, &batch).await.unwrap();
     }
 
@@ -111,8 +113,8 @@ impl Meter {
 
     pub(crate) async fn ship(&mut self, epoch: u64, first_seq: u64, events: &[UsageEvent]) {
         self.send(epoch, first_seq, events).await;
-        let through = first_seq + events.len() as u64 - 1;
-        assert_eq!(self.ack().await, UsageAck { epoch, through });
+        let ack = self.ack().await;
+        assert_eq!((ack.epoch, ack.end_seq), (epoch, first_seq + events.len() as u64));
     }
 }
 

@@ -4,7 +4,7 @@ use crate::peers::Meter;
 use crate::plane::{Plane, Tenant};
 use chrono::{DateTime, Datelike as _, Utc};
 use serde_json::{Value, json};
-use turnpike_config::{Endpoint, EventId, KeyId, OrgId, Price, RequestStatus, UsageEvent};
+use turnpike_config::{Endpoint, EventId, KeyId, OrgId, Price, RequestStatus, Tokens, UsageEvent};
 use uuid::{NoContext, Timestamp, Uuid};
 
 pub(crate) fn event(
@@ -30,7 +30,7 @@ pub(crate) fn event(
         prompt_tokens: prompt,
         completion_tokens: completion,
         estimated: false,
-        cost: Price::from_pricing(&pricing).unwrap().cost(prompt, completion),
+        cost: Price::from_pricing(&pricing).unwrap().cost(Tokens { prompt, cached: 0, completion }),
         request_bytes: 100,
         response_bytes: 200,
         processing_ms: 30,
@@ -45,6 +45,8 @@ pub(crate) fn event(
         streamed: true,
         retries: 0,
         cache: None,
+        price_version: 0,
+        cached_tokens: 0,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::cache::sse::{self, Data};
 use bytes::Bytes;
 use memchr::memmem;
 use serde_json::value::RawValue;
-use turnpike_config::Endpoint;
+use turnpike_config::{Endpoint, Tokens};
 use zstd::bulk::{Compressor, decompress};
 
 /// Largest body that is kept, bytes.
@@ -50,6 +50,11 @@ pub(crate) enum BadAnswer {
 }
 
 impl StoredAnswer {
+    /// What its request used.
+    pub(crate) fn tokens(&self) -> Tokens {
+        Tokens { prompt: self.prompt_tokens, cached: 0, completion: self.completion_tokens }
+    }
+
     /// The form for stores outside this process; `None` if the body is larger than [`MAX_BODY`].
     pub(crate) fn to_bytes(&self) -> Option<Vec<u8>> {
         let length = u32::try_from(self.body.len()).ok().filter(|_| self.body.len() <= MAX_BODY)?;

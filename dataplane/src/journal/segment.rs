@@ -160,6 +160,8 @@ pub(crate) mod fixtures {
             streamed: false,
             retries: 0,
             cache: None,
+            price_version: 0,
+            cached_tokens: 0,
         }
     }
 }

@@ -5,11 +5,10 @@ use crate::cache::{FlightEvent, Follower, StoredAnswer};
 use crate::reject::Reject;
 use crate::request::Served;
 use crate::respond;
-use crate::tap::{Tap, Usage};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use turnpike_config::CacheStatus;
+use turnpike_config::{CacheStatus, Tap, Tokens};
 
 /// After a failure that took longer, the request waits for nobody else any more.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,7 +42,7 @@ impl Seeker<'_> {
                 Next::Flight(FlightEvent::Streamed(piece)) => {
                     if !begun {
                         self.charge(self.most).await?;
-                        self.note(CacheStatus::Coalesced, 0, Usage::default())?;
+                        self.note(CacheStatus::Coalesced, 0, Tokens::default())?;
                     }
                     let sent = self.pass_on(tap.pass(Some(piece), false), !begun).await;
                     begun = true;
@@ -106,7 +105,7 @@ impl Seeker<'_> {
         let sent = self.session.write_response_body(rest, true).await.is_ok();
         let mut served = self.heard(tap);
         if let Some(answer) = answer {
-            served.usage = Usage { prompt_tokens: answer.prompt_tokens, completion_tokens: answer.completion_tokens };
+            served.usage = answer.tokens();
             served.estimated = false;
         }
         self.serve(Served { complete: sent, ..served })
@@ -123,7 +122,7 @@ impl Seeker<'_> {
     /// The client left; what it has had is in the books.
     async fn leave(&mut self, tap: &Tap) -> Result<Heard, Reject> {
         if self.served().is_err() {
-            self.note(CacheStatus::Coalesced, 0, Usage::default())?;
+            self.note(CacheStatus::Coalesced, 0, Tokens::default())?;
         }
         // It must not look as if the answer had ended.
         self.session.downstream_session.shutdown().await;
@@ -133,7 +132,7 @@ impl Seeker<'_> {
 
     /// What a stream has told so far: the engine's count, or else the edge's own.
     fn heard(&self, tap: &Tap) -> Served {
-        let seen = Usage { prompt_tokens: self.most.prompt_tokens, completion_tokens: tap.tokens_seen() };
+        let seen = Tokens { prompt: self.most.prompt, cached: 0, completion: tap.tokens_seen() };
         Served { usage: tap.usage().unwrap_or(seen), estimated: tap.usage().is_none(), ..Served::default() }
     }
 

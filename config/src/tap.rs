@@ -4,6 +4,7 @@
 //! Bytes pass in whole events, which is all a client can use; within that nothing waits and, on the usual path, nothing
 //! is copied or parsed.
 
+use crate::Tokens;
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 use serde::Deserialize;
@@ -14,34 +15,54 @@ const MAX_EVENT: usize = 1 << 20;
 /// A JSON answer larger than this is not searched for its usage.
 const MAX_JSON: usize = 64 << 20;
 
-/// Token counts as engines report them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub(crate) struct Usage {
+/// Token counts as engines report them. Engines that do not say what was cached report `null` or leave it out.
+#[derive(Clone, Copy, Deserialize)]
+struct Usage {
     #[serde(default)]
-    pub(crate) prompt_tokens: u32,
+    prompt_tokens: u32,
     #[serde(default)]
-    pub(crate) completion_tokens: u32,
+    completion_tokens: u32,
+    prompt_tokens_details: Option<PromptDetails>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+struct PromptDetails {
+    cached_tokens: Option<u32>,
+}
+
+impl From<Usage> for Tokens {
+    fn from(usage: Usage) -> Self {
+        let cached = usage.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
+        Self {
+            prompt: usage.prompt_tokens,
+            cached: cached.min(usage.prompt_tokens),
+            completion: usage.completion_tokens,
+        }
+    }
 }
 
 /// Listens to one answer.
 #[derive(Debug)]
-pub(crate) enum Tap {
+pub enum Tap {
+    /// One document.
     Json(JsonTap),
+    /// Server-sent events.
     Stream(StreamTap),
 }
 
 impl Tap {
-    pub(crate) fn json() -> Self {
+    /// For an answer that is one JSON document.
+    pub fn json() -> Self {
         Self::Json(JsonTap::default())
     }
 
-    /// `strip_usage`: the usage chunk is ours, not the client's.
-    pub(crate) fn stream(strip_usage: bool) -> Self {
+    /// For an answer that is an event stream. `strip_usage`: the usage chunk is ours, not the client's.
+    pub fn stream(strip_usage: bool) -> Self {
         Self::Stream(StreamTap { strip_usage, ..StreamTap::default() })
     }
 
     /// Takes what came from the node, returns what the client gets now. `end`: nothing comes after.
-    pub(crate) fn pass(&mut self, chunk: Option<Bytes>, end: bool) -> Option<Bytes> {
+    pub fn pass(&mut self, chunk: Option<Bytes>, end: bool) -> Option<Bytes> {
         let out = match self {
             Self::Json(tap) => {
                 tap.keep(chunk.as_ref());
@@ -59,7 +80,7 @@ impl Tap {
     }
 
     /// The engine's own count, if it came.
-    pub(crate) fn usage(&self) -> Option<Usage> {
+    pub fn usage(&self) -> Option<Tokens> {
         match self {
             Self::Json(tap) => tap.usage(),
             Self::Stream(tap) => tap.usage,
@@ -67,7 +88,7 @@ impl Tap {
     }
 
     /// Tokens that passed, judged by the number of events; for streams cut before the engine's own count.
-    pub(crate) fn tokens_seen(&self) -> u32 {
+    pub fn tokens_seen(&self) -> u32 {
         match self {
             Self::Json(_) => 0,
             Self::Stream(tap) => tap.events.saturating_sub(u32::from(tap.opens_with_role)),
@@ -75,7 +96,7 @@ impl Tap {
     }
 
     /// Whether the answer ended as its format demands.
-    pub(crate) fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         match self {
             Self::Json(_) => true,
             Self::Stream(tap) => tap.done,
@@ -85,7 +106,7 @@ impl Tap {
 
 /// Keeps a JSON answer's pieces (reference-counted, not copied) to read its usage once it is over.
 #[derive(Debug, Default)]
-pub(crate) struct JsonTap {
+pub struct JsonTap {
     pieces: Vec<Bytes>,
     length: usize,
 }
@@ -101,7 +122,7 @@ impl JsonTap {
         }
     }
 
-    fn usage(&self) -> Option<Usage> {
+    fn usage(&self) -> Option<Tokens> {
         #[derive(Deserialize)]
         struct Answer {
             usage: Option<Usage>,
@@ -110,17 +131,17 @@ impl JsonTap {
             [whole] => serde_json::from_slice(whole).ok()?,
             pieces => serde_json::from_slice(&pieces.concat()).ok()?,
         };
-        answer.usage
+        answer.usage.map(Tokens::from)
     }
 }
 
 /// Splits a stream into events.
 #[derive(Debug, Default)]
-pub(crate) struct StreamTap {
+pub struct StreamTap {
     strip_usage: bool,
     /// The beginning of an event whose end has not come.
     carry: BytesMut,
-    usage: Option<Usage>,
+    usage: Option<Tokens>,
     events: u32,
     /// A chat stream's first event says only who speaks.
     opens_with_role: bool,
@@ -198,7 +219,7 @@ impl StreamTap {
         let Some(start) = memmem::find(event, b"data:") else { return false };
         let Ok(chunk) = serde_json::from_slice::<Chunk>(&event[start + 5..]) else { return false };
         let Some(usage) = chunk.usage else { return false };
-        self.usage = Some(usage);
+        self.usage = Some(usage.into());
         let ours = self.strip_usage && chunk.choices.is_empty();
         self.events = self.events.saturating_sub(u32::from(ours));
         ours
@@ -247,7 +268,7 @@ mod tests {
         let (out, tap) = run(true, &[STREAM.as_bytes()]);
         let text = String::from_utf8(out).unwrap();
         assert!(!text.contains("prompt_tokens") && text.contains("[DONE]") && text.contains("say"));
-        assert_eq!(tap.usage(), Some(Usage { prompt_tokens: 7, completion_tokens: 2 }));
+        assert_eq!(tap.usage(), Some(Tokens { prompt: 7, cached: 0, completion: 2 }));
         assert!(tap.is_complete());
     }
 
@@ -255,7 +276,7 @@ mod tests {
     fn a_client_that_asked_gets_every_byte() {
         let (out, tap) = run(false, &[STREAM.as_bytes()]);
         assert_eq!(out, STREAM.as_bytes());
-        assert_eq!(tap.usage().unwrap().completion_tokens, 2);
+        assert_eq!(tap.usage().unwrap().completion, 2);
     }
 
     #[test]
@@ -275,12 +296,13 @@ mod tests {
     #[test]
     fn json_usage_is_found_in_pieces() {
         let mut tap = Tap::json();
-        for piece in
-            [r#"{"choices":[{"message":{"content":"x"}}],"usa"#, r#"ge":{"prompt_tokens":3,"total_tokens":3}}"#]
-        {
+        for piece in [
+            r#"{"choices":[{"message":{"content":"x"}}],"usa"#,
+            r#"ge":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}"#,
+        ] {
             assert!(tap.pass(Some(Bytes::from(piece)), false).is_some());
         }
-        assert_eq!(tap.usage(), Some(Usage { prompt_tokens: 3, completion_tokens: 0 }));
+        assert_eq!(tap.usage(), Some(Tokens { prompt: 3, cached: 2, completion: 0 }));
     }
 
     proptest! {
@@ -293,7 +315,7 @@ mod tests {
             let (whole, _) = run(strip, &[STREAM.as_bytes()]);
             let (cut, tap) = run(strip, &pieces);
             prop_assert_eq!(whole, cut);
-            prop_assert_eq!(tap.usage(), Some(Usage { prompt_tokens: 7, completion_tokens: 2 }));
+            prop_assert_eq!(tap.usage(), Some(Tokens { prompt: 7, cached: 0, completion: 2 }));
         }
     }
 }
