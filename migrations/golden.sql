@@ -126,7 +126,8 @@ CREATE TABLE public.edges (
     connected boolean DEFAULT false NOT NULL,
     last_seen_at timestamp with time zone,
     complete_to timestamp with time zone DEFAULT now() NOT NULL,
-    linked_at timestamp with time zone DEFAULT now() NOT NULL
+    linked_at timestamp with time zone DEFAULT now() NOT NULL,
+    began_to timestamp with time zone
 );
 
 CREATE TABLE public.files (

@@ -16,3 +16,8 @@ pub const PROMPT_TOKENS: &str = "x-turnpike-prompt-tokens";
 pub const CACHE: &str = "x-turnpike-cache";
 /// Edge to client: what the answer is cached by, for purging it.
 pub const CACHE_KEY: &str = "x-turnpike-cache-key";
+/// Edge to node: the event that the request will end as; the node's ledger goes by it.
+pub const EVENT: &str = "x-turnpike-event";
+/// Edge to node: the prompt's size in tokens as the edge judges it, for an answer that breaks off at an engine that does
+/// not count ahead.
+pub const PROMPT_ESTIMATE: &str = "x-turnpike-prompt-estimate";

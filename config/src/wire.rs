@@ -5,7 +5,7 @@
 //! Every stream is opened by the edge or node, and its first frame is an [`Open`].
 
 use crate::routing::{Change, NodeState, Routing, Served};
-use crate::{EventId, Tokens, UsageEvent};
+use crate::{EventId, Tokens, UsageEvent, Usd};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +111,41 @@ pub struct UsageBatch {
     /// How far the edge has come once this batch is stored.
     #[n(4)]
     pub complete: Watermark,
+    /// The edge's own sums of all usage up to `end_seq`, for days that changed since the last batch; to compare, not to
+    /// bill by.
+    #[n(5)]
+    #[cbor(default)]
+    pub counts: Vec<DayCount>,
+}
+
+/// Sums of one UTC day, by the time inside event ids. Usage without a known model is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct DayCount {
+    /// Days since 1970-01-01.
+    #[n(0)]
+    pub day: u32,
+    /// Events.
+    #[n(1)]
+    pub requests: u64,
+    /// Prompt tokens.
+    #[n(2)]
+    pub prompt_tokens: u64,
+    /// Generated tokens.
+    #[n(3)]
+    pub completion_tokens: u64,
+    /// What they cost.
+    #[n(4)]
+    pub cost: Usd,
+}
+
+impl DayCount {
+    /// Adds an event of the day.
+    pub fn add(&mut self, event: &UsageEvent) {
+        self.requests += 1;
+        self.prompt_tokens += u64::from(event.prompt_tokens);
+        self.completion_tokens += u64::from(event.completion_tokens);
+        self.cost.pico = self.cost.pico.saturating_add(event.cost.pico);
+    }
 }
 
 /// How far an edge's usage is complete.
@@ -193,6 +228,9 @@ pub enum LedgerState {
     /// The engine refused it or failed before it answered: no tokens.
     #[n(3)]
     Refused,
+    /// The node died while it worked on it: nothing is known of its tokens.
+    #[n(4)]
+    Lost,
 }
 
 /// A node introduces itself. Its name comes from its certificate.

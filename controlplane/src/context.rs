@@ -1,11 +1,11 @@
 //! What every part of the running control plane shares.
 
-use crate::backlog::Backlog;
 use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::roster::{NodeLive, Roster};
 use crate::store::Store;
+use crate::watermarks::Watermarks;
 use std::sync::Arc;
 
 /// Handles to the database, the feed and the connected peers.
@@ -17,8 +17,8 @@ pub(crate) struct Context {
     pub(crate) feed: Arc<Feed>,
     /// Where usage goes.
     pub(crate) ingest: Ingest,
-    /// Usage that was received and is not stored yet.
-    pub(crate) backlog: Backlog,
+    /// How far the usage of connected edges is stored.
+    pub(crate) watermarks: Watermarks,
     /// Connected edges.
     pub(crate) edges: Roster<()>,
     /// Connected nodes.

@@ -6,7 +6,6 @@
 mod action;
 mod admission;
 mod api;
-mod backlog;
 mod budgets;
 mod context;
 mod feed;
@@ -18,6 +17,7 @@ mod roster;
 mod service;
 mod settings;
 mod store;
+mod watermarks;
 
 pub use service::{ControlPlane, Error, run};
 pub use settings::Settings;

@@ -5,7 +5,6 @@ use quinn::{Connection, VarInt};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 use turnpike_config::wire::NodeReport;
 use utoipa::ToSchema;
 
@@ -15,7 +14,6 @@ const REPLACED: u32 = 2;
 #[derive(Debug)]
 struct Entry<T> {
     session: u64,
-    since: Instant,
     connection: Connection,
     value: T,
 }
@@ -47,8 +45,7 @@ impl<T: Clone> Roster<T> {
         inner.sessions += 1;
         let session = inner.sessions;
         let same = connection.stable_id();
-        if let Some(older) =
-            inner.live.insert(name.to_owned(), Entry { session, since: Instant::now(), connection, value })
+        if let Some(older) = inner.live.insert(name.to_owned(), Entry { session, connection, value })
             && older.connection.stable_id() != same
         {
             older.connection.close(VarInt::from_u32(REPLACED), b"replaced by a newer link of the same name");
@@ -78,9 +75,9 @@ impl<T: Clone> Roster<T> {
         self.inner().live.get(name).map(|entry| entry.value.clone())
     }
 
-    /// Names of the connected peers, and how long their links are up.
-    pub(crate) fn names(&self) -> Vec<(String, Duration)> {
-        self.inner().live.iter().map(|(name, entry)| (name.clone(), entry.since.elapsed())).collect()
+    /// Names of the connected peers.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.inner().live.keys().cloned().collect()
     }
 
     /// How many are connected.

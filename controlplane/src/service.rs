@@ -2,7 +2,6 @@
 
 use crate::admission::{BadTokens, Tokens};
 use crate::api::{self, ApiState};
-use crate::backlog::Backlog;
 use crate::budgets;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
@@ -13,6 +12,7 @@ use crate::partitions;
 use crate::roster::Roster;
 use crate::settings::Settings;
 use crate::store::{ConnectError, Store, StoreError};
+use crate::watermarks::Watermarks;
 use chrono::Utc;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -96,8 +96,8 @@ impl ControlPlane {
         let metrics = Arc::new(Metrics::new());
         let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
         let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), settings.keep_months);
-        let (backlog, edges, nodes) = (Backlog::default(), Roster::default(), Roster::default());
-        let context = Arc::new(Context { store, feed, ingest, backlog, edges, nodes, metrics });
+        let (watermarks, edges, nodes) = (Watermarks::default(), Roster::default(), Roster::default());
+        let context = Arc::new(Context { store, feed, ingest, watermarks, edges, nodes, metrics });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
         let Settings { keep_months, reconcile_every, .. } = *settings;
         Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })

@@ -20,9 +20,9 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
 }
 
 async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
-    let status = edge.journal.status().borrow().clone();
-    edge.metrics.journal_durable.set(i64::try_from(status.durable).unwrap_or(i64::MAX));
-    edge.metrics.journal_writable.set(i64::from(status.is_writable()));
+    let durable = edge.journal.position().borrow().durable;
+    edge.metrics.journal_durable.set(i64::try_from(durable).unwrap_or(i64::MAX));
+    edge.metrics.journal_writable.set(i64::from(edge.journal.trouble().is_none()));
     let cache = edge.cache.size();
     edge.metrics.cache_bytes.set(i64::try_from(cache.bytes).unwrap_or(i64::MAX));
     edge.metrics.cache_answers.set(i64::try_from(cache.answers).unwrap_or(i64::MAX));
@@ -47,7 +47,7 @@ async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
     if edge.snapshot.load().version == 0 {
         troubles.push("no routing yet: waiting for the control plane".to_owned());
     }
-    if let Some(trouble) = &edge.journal.status().borrow().trouble {
+    if let Some(trouble) = edge.journal.trouble() {
         troubles.push(format!("usage cannot be recorded: {trouble}"));
     }
     if troubles.is_empty() {

@@ -51,11 +51,11 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
     auth::accept(&key, request.arrived_unix_ms)?;
     let written = match target {
         Target::Inference(endpoint) => {
-            let permit = edge.journal.permit().ok_or(Reject::MeteringUnavailable)?;
+            let permit = edge.journal.permit(request.arrived_unix_ms).ok_or(Reject::MeteringUnavailable)?;
             request.metered = Some(Metered {
                 endpoint,
                 key,
-                permit,
+                permit: Some(permit),
                 request_bytes: 0,
                 ask: None,
                 model: None,
@@ -243,6 +243,7 @@ fn dispatch(
         tokens: i64::try_from(size.most).unwrap_or(i64::MAX),
         prompt_estimate: to_u32(size.prompt),
         assignment: None,
+        intended: None,
         tried: Vec::new(),
         sent_at: None,
         first_byte_at: None,

@@ -8,6 +8,7 @@
 //! It also lets an answer that others listen to go on when the client who asked first has left.
 
 use crate::cache::Audience;
+use crate::journal::Written;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
@@ -30,6 +31,10 @@ const AUDIENCE_POLL: Duration = Duration::from_millis(50);
 /// Longest that a client who does not read holds up others who get the same answer.
 const LEFT_BEHIND: Duration = Duration::from_secs(5);
 
+/// How long a request, or the end of its answer, waits for its usage to be recorded; then it does not come.
+const METERING_PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const NOT_RECORDED: ErrorType = ErrorType::Custom("usage cannot be recorded");
+
 /// Where the client's own session waits to be put back.
 #[derive(Clone)]
 pub(crate) struct Swapped(Arc<Place>);
@@ -38,6 +43,8 @@ pub(crate) struct Swapped(Arc<Place>);
 struct Place {
     own: Mutex<Option<ServerSession>>,
     client_left: AtomicBool,
+    /// What must be written down before the client gets the end of the answer.
+    held_for: Mutex<Option<Written>>,
 }
 
 impl Swapped {
@@ -45,6 +52,27 @@ impl Swapped {
     pub(crate) fn client_left(&self) -> bool {
         self.0.client_left.load(Ordering::Relaxed)
     }
+
+    /// The client gets the end of the answer only once this is written down.
+    pub(crate) fn hold_end_for(&self, written: Written) {
+        *self.0.held_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
+    }
+
+    /// Waits for what the end is held for.
+    async fn end_is_due(&self) -> Result<()> {
+        let held_for = self.0.held_for.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match held_for {
+            Some(written) => recorded(written).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Waits until usage is recorded, within its patience.
+pub(crate) async fn recorded(written: Written) -> Result<()> {
+    tokio::time::timeout(METERING_PATIENCE, written.wait())
+        .await
+        .map_err(|_| Error::explain(NOT_RECORDED, "usage could not be recorded in time"))
 }
 
 /// From here on the request's body is `body`. While `audience` listens, a client that leaves does not end the answer.
@@ -202,6 +230,9 @@ impl CustomSession for ReplaySession {
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        if end {
+            self.own.end_is_due().await?;
+        }
         self.write(async |client| client.write_response_body(data, end).await).await
     }
 
@@ -211,6 +242,9 @@ impl CustomSession for ReplaySession {
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let ends = tasks.iter().any(HttpTask::is_end);
+        if ends {
+            self.own.end_is_due().await?;
+        }
         if self.own.client_left() {
             return match tasks.into_iter().find_map(failure) {
                 Some(error) => Err(error),
@@ -259,6 +293,7 @@ impl CustomSession for ReplaySession {
     }
 
     async fn finish(&mut self) -> Result<()> {
+        self.own.end_is_due().await?;
         self.write(async |client| client.finish_body().await).await
     }
 

@@ -8,6 +8,7 @@ use crate::limit::Limiter;
 use crate::live::Snapshot;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::unsettled::Unsettled;
 use arc_swap::ArcSwap;
 use pingora::utils::tls::CertKey;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub(crate) struct Edge {
     pub(crate) retry_budget: Bucket,
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) cache: ResponseCache,
+    /// Finds out what answers without a count used.
+    pub(crate) unsettled: Unsettled,
     /// What the edges of the region tell each other; `None` without Redis.
     pub(crate) directory: Option<Directory>,
     /// Starts each balancing scan elsewhere.
@@ -37,6 +40,12 @@ pub(crate) struct Edge {
     pub(crate) listening: AtomicBool,
     /// No new requests: a stop was asked for.
     pub(crate) draining: AtomicBool,
+}
+
+/// Where usage goes.
+pub(crate) struct Metering {
+    pub(crate) journal: Journal,
+    pub(crate) unsettled: Unsettled,
 }
 
 /// Who the edge is.
@@ -49,12 +58,13 @@ impl Edge {
     pub(crate) fn new(
         settings: Settings,
         own: Own,
-        journal: Journal,
+        metering: Metering,
         metrics: Arc<Metrics>,
         limiter: Arc<Limiter>,
         cache: ResponseCache,
         directory: Option<Directory>,
     ) -> Self {
+        let Metering { journal, unsettled } = metering;
         Self {
             settings,
             name: own.name,
@@ -65,6 +75,7 @@ impl Edge {
             retry_budget: Bucket::new(RETRIES_PER_MINUTE),
             limiter,
             cache,
+            unsettled,
             directory,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),

@@ -28,6 +28,7 @@ mod proxy;
 mod redis_client;
 mod reject;
 mod request;
+mod resolve;
 mod respond;
 mod reuse;
 mod rewrite;
@@ -36,6 +37,7 @@ mod server;
 mod settings;
 mod ship;
 mod sync;
+mod unsettled;
 
 pub use journal::JournalError;
 pub use redis_client::BadRedis;
@@ -44,8 +46,8 @@ pub use settings::{Limits, RedisSettings, Settings};
 use cache::{ResponseCache, SharedAnswers};
 use clock::Clock;
 use directory::Directory;
-use edge::{Edge, Own};
-use journal::Journal;
+use edge::{Edge, Metering, Own};
+use journal::{Intent, Journal, Opened, Permit};
 use limit::{Limiter, Memory, Terms};
 use metrics::Metrics;
 use pingora::listeners::tls::TlsSettings;
@@ -58,6 +60,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{Identity, LinkError, Peer, Role};
+use unsettled::{Jobs, Unsettled};
 
 /// How long a stopping edge goes on shipping what it has metered; the rest is shipped after the next start.
 const LAST_SHIPMENT: Duration = Duration::from_secs(3);
@@ -115,8 +118,9 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let metrics = Arc::new(Metrics::new());
     let observe = Arc::clone(&metrics);
     let journal_dir = settings.data_dir.join("journal");
-    let (journal, _writer) =
+    let Opened { journal, orphans, .. } =
         Journal::open(&journal_dir, settings.journal_max_bytes, move |event| observe.observe(event))?;
+    let (unsettled, jobs) = Unsettled::new();
     let chain = identity.chain.iter().map(|certificate| certificate.to_vec()).collect();
     let certificate = CertKey::new(chain, identity.key_der().to_vec());
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -135,8 +139,8 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let own = Own { name: own.name, certificate };
     let directory = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));
     let cache = ResponseCache::new(settings.cache_max_bytes, shared);
-    let edge = Arc::new(Edge::new(settings, own, journal, metrics, limiter, cache, directory));
-    runtime.block_on(serve(edge, identity, shutdown))
+    let edge = Arc::new(Edge::new(settings, own, Metering { journal, unsettled }, metrics, limiter, cache, directory));
+    runtime.block_on(serve(edge, identity, Unresolved { jobs, orphans }, shutdown))
 }
 
 /// Limits are kept in the region's Redis, or here if there is none.
@@ -162,11 +166,26 @@ fn listen_error(address: SocketAddr, setting: &'static str) -> impl FnOnce(std::
     move |source| Error::Listen { address, setting, source }
 }
 
-async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken) -> Result<(), Error> {
+/// Requests whose nodes know what they used.
+struct Unresolved {
+    jobs: Jobs,
+    orphans: Vec<(Intent, Permit)>,
+}
+
+async fn serve(
+    edge: Arc<Edge>,
+    identity: Identity,
+    unresolved: Unresolved,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let admin_address = edge.settings.admin_listen;
     let listener = TcpListener::bind(admin_address).await.map_err(listen_error(admin_address, "admin.listen"))?;
     tokio::spawn(axum::serve(listener, admin::router(Arc::clone(&edge))).into_future());
 
+    let stop_resolving = CancellationToken::new();
+    let Unresolved { jobs, orphans } = unresolved;
+    let own = Identity::load(&edge.settings.tls)?;
+    let resolving = tokio::spawn(resolve::run(Arc::clone(&edge), own, jobs, orphans, stop_resolving.clone()));
     let stop_sync = CancellationToken::new();
     let link = sync::Sync::start(Arc::clone(&edge));
     let sync = tokio::spawn(link.run(identity, stop_sync.clone()));
@@ -186,7 +205,11 @@ async fn serve(edge: Arc<Edge>, identity: Identity, shutdown: CancellationToken)
         () = shutdown.cancelled() => {}
         () = proxy_stopped.cancelled() => return Err(Error::ProxyStopped),
     }
-    drain(&edge, &stop_proxy).await;
+    finish_requests(&edge, &stop_proxy).await;
+    stop_resolving.cancel();
+    // The task only fails by panicking, which has been reported.
+    let _ = resolving.await;
+    drain_journal(&edge).await;
     stop_sync.cancel();
     // The task only fails by panicking, which has been reported.
     let _ = sync.await;
@@ -227,8 +250,8 @@ async fn notice_listening(edge: Arc<Edge>) {
     edge.listening.store(true, Ordering::Relaxed);
 }
 
-/// Waits for running requests and then for their usage to leave, each within its deadline.
-async fn drain(edge: &Edge, stop_proxy: &CancellationToken) {
+/// Waits for running requests, within their deadline.
+async fn finish_requests(edge: &Edge, stop_proxy: &CancellationToken) {
     tracing::info!(in_flight = edge.metrics.in_flight.get(), "draining");
     edge.draining.store(true, Ordering::Relaxed);
     stop_proxy.cancel();
@@ -240,8 +263,12 @@ async fn drain(edge: &Edge, stop_proxy: &CancellationToken) {
     if left > 0 {
         tracing::warn!(requests = left, "drain.timeout passed: running requests are cut off");
     }
+}
+
+/// Waits for usage to be safe on disk and then to leave, each within its deadline.
+async fn drain_journal(edge: &Edge) {
     if tokio::time::timeout(LAST_SYNC, edge.journal.flush()).await.is_err() {
-        let trouble = edge.journal.status().borrow().trouble.clone();
+        let trouble = edge.journal.trouble();
         tracing::error!(trouble, "the usage of the last requests could not be written to disk and is lost");
     }
     let deadline = Instant::now() + LAST_SHIPMENT;
@@ -252,6 +279,6 @@ async fn drain(edge: &Edge, stop_proxy: &CancellationToken) {
 }
 
 fn all_shipped(edge: &Edge) -> bool {
-    let durable = edge.journal.status().borrow().durable;
+    let durable = edge.journal.position().borrow().durable;
     u64::try_from(edge.metrics.journal_shipped.get()).is_ok_and(|shipped| shipped >= durable)
 }

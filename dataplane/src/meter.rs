@@ -1,6 +1,7 @@
 //! The one outcome of a request: what it used, how it ended, what it costs.
 
 use crate::edge::Edge;
+use crate::journal::Written;
 use crate::limit::micros;
 use crate::live::Model;
 use crate::reject::Reject;
@@ -27,23 +28,34 @@ struct End {
     message: Option<String>,
 }
 
-/// Settles limits and records the event. Called once, when the request is over in whatever way.
-pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, error: Option<&Error>) {
-    let Some(mut metered) = request.metered.take() else {
-        edge.metrics.unmetered.inc();
-        return;
-    };
+/// Settles limits and hands the event over; what is returned comes true once it is written. `None` if that was done, or
+/// nothing is metered. Called before the last `unsent` bytes of an answer go out, or else when the request is over in
+/// whatever way.
+pub(crate) fn conclude(
+    edge: &Edge,
+    session: &Session,
+    request: &mut Request,
+    unsent: usize,
+    error: Option<&Error>,
+) -> Option<Written> {
     let now = Instant::now();
-    let client_gone = client_gone(&metered, error);
-    let counted = count(&metered, client_gone);
-    if let (Some(model), false) = (&metered.model, counted.estimated || is_reuse(&metered)) {
+    let permit = request.metered.as_mut()?.permit.take()?;
+    let metered = request.metered.as_ref()?;
+    let client_gone = client_gone(metered, error);
+    let counted = count(metered, client_gone);
+    if let (Some(model), false) = (&metered.model, counted.estimated || is_reuse(metered)) {
         model.live.learn(metered.request_bytes, counted.tokens.prompt);
     }
-    let end = end(request, &metered, client_gone, error);
-    let event = event(edge, session, request, &metered, counted, end, now);
+    let end = end(request, metered, client_gone, error);
+    let mut event = event(edge, session, request, metered, counted, end, now);
+    event.response_bytes += unsent as u64;
+    // What a node worked on without telling, it has in its ledger.
+    let ask = counted.estimated && !is_reuse(metered) && event.node.is_some();
+    let price = metered.model.as_ref().filter(|_| ask).map(|model| model.record.price_at(event.id.unix_ms()).1);
     // Limits are on what nodes work on.
-    let used = if is_reuse(&metered) { 0 } else { event.total_tokens() };
-    std::mem::take(&mut metered.charges).settle(used, micros(event.cost.pico));
+    let used = if is_reuse(metered) { 0 } else { event.total_tokens() };
+    let charges = request.metered.as_mut().map(|metered| std::mem::take(&mut metered.charges)).unwrap_or_default();
+    charges.settle(used, micros(event.cost.pico));
     if matches!(event.status, RequestStatus::Error | RequestStatus::Timeout) && event.http_status >= 500 {
         tracing::warn!(
             request_id = request.request_id,
@@ -54,7 +66,10 @@ pub(crate) fn record(edge: &Edge, session: &Session, request: &mut Request, erro
             "request failed"
         );
     }
-    metered.permit.record(event);
+    Some(match price {
+        Some(price) => edge.unsettled.settle(event, price, permit),
+        None => permit.record(event),
+    })
 }
 
 fn is_reuse(metered: &Metered) -> bool {

@@ -75,6 +75,9 @@ pub(crate) struct Metrics {
     pub(crate) journal_shipped: Gauge,
     /// 1 while usage can be recorded.
     pub(crate) journal_writable: Gauge,
+    /// Requests of an earlier life of this process that were accounted for, and answers that broke off.
+    pub(crate) orphans: Counter,
+    pub(crate) broken_off: Counter,
 }
 
 fn latency() -> Histogram {
@@ -111,6 +114,8 @@ impl Metrics {
             journal_durable: Gauge::default(),
             journal_shipped: Gauge::default(),
             journal_writable: Gauge::default(),
+            orphans: Counter::default(),
+            broken_off: Counter::default(),
         };
         metrics.register();
         metrics
@@ -142,8 +147,22 @@ impl Metrics {
         r.register_with_unit("cache_size", kept, Unit::Bytes, self.cache_bytes.clone());
         r.register("cache_flights", "Answers being made that others may wait for", self.cache_flights.clone());
         r.register("control_link_up", "1 while linked to the control plane", self.linked.clone());
-        r.register("journal_durable_events", "Usage events synced to disk, ever", self.journal_durable.clone());
-        r.register("journal_shipped_events", "Usage events stored by the control plane", self.journal_shipped.clone());
+        r.register("journal_durable_records", "Journal records synced to disk, ever", self.journal_durable.clone());
+        r.register(
+            "journal_shipped_records",
+            "Journal records stored by the control plane",
+            self.journal_shipped.clone(),
+        );
+        r.register(
+            "orphans",
+            "Requests that a crash of this edge ended, accounted for by their nodes' ledgers",
+            self.orphans.clone(),
+        );
+        r.register(
+            "broken_off",
+            "Answers without the engine's count, asked for at their nodes",
+            self.broken_off.clone(),
+        );
         r.register("journal_writable", "1 while usage can be recorded", self.journal_writable.clone());
     }
 

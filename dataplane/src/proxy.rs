@@ -2,6 +2,7 @@
 
 use crate::admit::{Admitted, admit};
 use crate::edge::Edge;
+use crate::journal::Intent;
 use crate::reject::Reject;
 use crate::request::{Request, own_request_id, unix_ms};
 use crate::{balance, body_swap, meter, respond, rewrite};
@@ -72,6 +73,10 @@ impl ProxyHttp for Proxy {
         let (Some(dispatch), Some(model)) = (&mut metered.dispatch, &metered.model) else {
             return Err(Error::new(ErrorType::InternalError));
         };
+        if let Some(intended) = dispatch.intended.take() {
+            // Written before the node is asked; synced while it works.
+            body_swap::recorded(intended).await?;
+        }
         dispatch.sent_at.get_or_insert_with(Instant::now);
         let node = dispatch.assignment.as_ref().map(|assignment| &assignment.node);
         // Engines make an answer's id of this one: what other organizations may get does not have the client's own.
@@ -86,6 +91,8 @@ impl ProxyHttp for Proxy {
                 version: model.route.as_ref().map_or("", |route| &route.version),
                 body_length: dispatch.body.len(),
                 host,
+                event: &request.id.to_string(),
+                prompt_estimate: dispatch.prompt_estimate,
             },
         )
     }
@@ -139,7 +146,7 @@ impl ProxyHttp for Proxy {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         request: &mut Request,
@@ -159,6 +166,13 @@ impl ProxyHttp for Proxy {
             // What was purged meanwhile was asked for too early.
             let purged = self.edge.snapshot.load().purged_at_ms(fill.key());
             fill.finish(usage, &self.edge.cache, purged, unix_ms());
+        }
+        if end_of_stream {
+            let swapped = dispatch.swapped.clone();
+            let unsent = body.as_ref().map_or(0, Bytes::len);
+            if let Some(written) = meter::conclude(&self.edge, session, request, unsent, None) {
+                swapped.hold_end_for(written);
+            }
         }
         Ok(None)
     }
@@ -233,7 +247,11 @@ impl ProxyHttp for Proxy {
                 body_swap::take_out(session, &swapped);
             }
         }
-        meter::record(&self.edge, session, request, error);
+        if request.metered.is_none() {
+            self.edge.metrics.unmetered.inc();
+        }
+        // Unless its answer was complete, the request ends here.
+        drop(meter::conclude(&self.edge, session, request, 0, error));
     }
 }
 
@@ -258,6 +276,23 @@ impl Proxy {
         dispatch.assignment = None;
         let assignment = balance::pick(route, &dispatch.tried, dispatch.tokens, turn, now).ok_or_else(out_of_nodes)?;
         dispatch.tried.push(Arc::clone(&assignment.node.name));
+        let (version, price) = model.record.price_at(request.id.unix_ms());
+        let intent = Intent {
+            id: request.id,
+            organization: metered.key.record.organization,
+            api_key: metered.key.record.id,
+            model: model.record.id.clone(),
+            model_version: route.version.to_string(),
+            endpoint: metered.endpoint,
+            price_version: version,
+            price,
+            reserved_tokens: u64::try_from(dispatch.tokens).unwrap_or(0),
+            node: assignment.node.name.to_string(),
+            streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
+            request_bytes: metered.request_bytes,
+        };
+        let intended = metered.permit.as_ref().and_then(|permit| permit.intend(intent));
+        dispatch.intended = Some(intended.ok_or(Reject::MeteringUnavailable)?);
         let node = &dispatch.assignment.insert(assignment).node;
         let mut peer = HttpPeer::new(node.address, node.tls_name.is_some(), node.tls_name.clone().unwrap_or_default());
         if node.tls_name.is_some() {
@@ -275,15 +310,15 @@ impl Proxy {
     /// Decides on another try: only while nothing has reached the client, and never after a timeout, since the work may
     /// still be going on.
     fn node_failed(&self, session: &Session, request: &mut Request, mut error: Box<Error>) -> Box<Error> {
-        let by_client = matches!(error.esource(), ErrorSource::Downstream);
+        let by_node = !matches!(error.esource(), ErrorSource::Downstream) && error.etype() != &body_swap::NOT_RECORDED;
         let timed_out = matches!(error.etype(), ErrorType::ReadTimedout);
         let busy = error.etype() == &NODE_BUSY;
         // A head that came was passed on to those who listen, also if this client has left before.
         let has_begun = session.response_written().is_some() || request.dispatch().is_some_and(|d| d.node_status != 0);
-        let may_retry = !by_client && !timed_out && !has_begun;
+        let may_retry = by_node && !timed_out && !has_begun;
         error.retry = RetryType::Decided(may_retry);
         let assignment = request.dispatch().and_then(|dispatch| dispatch.assignment.as_ref());
-        if let Some(assignment) = assignment.filter(|_| !by_client && !busy) {
+        if let Some(assignment) = assignment.filter(|_| by_node && !busy) {
             tracing::warn!(node = %assignment.node.name, %error, "node failed");
             assignment.node.live.failed(self.edge.now_ns());
         }
@@ -296,6 +331,7 @@ fn reason(error: &Error) -> Reject {
     match error.etype() {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Reject::NodeTimeout,
         ErrorType::InternalError => Reject::Internal,
+        &body_swap::NOT_RECORDED => Reject::MeteringUnavailable,
         _ => Reject::NodeFailed,
     }
 }

@@ -2,17 +2,17 @@
 
 use crate::balance::Assignment;
 use crate::body_swap::Swapped;
-use crate::clock::since_epoch;
+use crate::clock::{millis, since_epoch};
 use crate::edge::Edge;
 use crate::fill::Fill;
 use crate::ingress::Ask;
-use crate::journal::Permit;
+use crate::journal::{Permit, Written};
 use crate::limit::{Charges, Within};
 use crate::live::{Key, Model, Snapshot};
 use crate::reject::Reject;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use turnpike_config::{CacheKey, CacheStatus, Endpoint, EventId, Tap, Tokens};
 use uuid::{NoContext, Timestamp, Uuid};
 
@@ -35,7 +35,8 @@ pub(crate) struct Request {
 pub(crate) struct Metered {
     pub(crate) endpoint: Endpoint,
     pub(crate) key: Arc<Key>,
-    pub(crate) permit: Permit,
+    /// Gone once the event is handed over.
+    pub(crate) permit: Option<Permit>,
     pub(crate) request_bytes: u64,
     pub(crate) ask: Option<Ask>,
     pub(crate) model: Option<Arc<Model>>,
@@ -77,6 +78,8 @@ pub(crate) struct Dispatch {
     /// Prompt tokens judged by bytes, for answers cut before the engine's count.
     pub(crate) prompt_estimate: u32,
     pub(crate) assignment: Option<Assignment>,
+    /// That this node is asked is being written down.
+    pub(crate) intended: Option<Written>,
     pub(crate) tried: Vec<Arc<str>>,
     pub(crate) sent_at: Option<Instant>,
     pub(crate) first_byte_at: Option<Instant>,
@@ -113,10 +116,6 @@ impl Request {
     pub(crate) fn dispatch(&mut self) -> Option<&mut Dispatch> {
         self.metered.as_mut()?.dispatch.as_mut()
     }
-}
-
-fn millis(since_epoch: Duration) -> u64 {
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Now, Unix milliseconds.

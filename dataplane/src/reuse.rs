@@ -9,7 +9,7 @@ use crate::limit::{Charges, Need, Refused, Within, micros};
 use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Cached, Metered, Request, Served};
-use crate::respond;
+use crate::{body_swap, meter, respond};
 use bytes::Bytes;
 use listen::Heard;
 use pingora::proxy::Session;
@@ -211,6 +211,7 @@ impl Seeker<'_> {
     async fn write_whole(&mut self, body: Bytes, streamed: bool) -> pingora::Result<()> {
         let length = body.len();
         self.write_head(streamed, Some(length)).await?;
+        self.account(length).await?;
         self.session.write_response_body(Some(body), true).await
     }
 
@@ -220,7 +221,22 @@ impl Seeker<'_> {
             self.session.write_response_body(Some(piece), false).await?;
             tokio::time::sleep(PACE).await;
         }
+        self.account(0).await?;
         self.session.write_response_body(None, true).await
+    }
+
+    /// An answer that costs something is in the journal before its last `unsent` bytes go out.
+    async fn account(&mut self, unsent: usize) -> pingora::Result<()> {
+        let metered = self.request.metered.as_mut();
+        let costs = |metered: &Metered| metered.model.as_ref().is_some_and(|m| m.record.cache.price_permille > 0);
+        let Some(metered) = metered.filter(|metered| costs(metered)) else { return Ok(()) };
+        if let Some(served) = metered.cached.as_mut().and_then(|cached| cached.served.as_mut()) {
+            served.complete = true;
+        }
+        match meter::conclude(self.edge, self.session, self.request, unsent, None) {
+            Some(written) => body_swap::recorded(written).await,
+            None => Ok(()),
+        }
     }
 
     async fn write_head(&mut self, streamed: bool, length: Option<usize>) -> pingora::Result<()> {

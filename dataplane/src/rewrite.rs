@@ -58,6 +58,10 @@ pub(crate) struct Forwarded<'a> {
     pub(crate) version: &'a str,
     pub(crate) body_length: usize,
     pub(crate) host: &'a str,
+    /// What the node's ledger goes by.
+    pub(crate) event: &'a str,
+    /// Tokens of the prompt, judged by its bytes.
+    pub(crate) prompt_estimate: u32,
 }
 
 /// Replaces the client's head: his key stays here, and so do headers that only concern his own connection.
@@ -75,7 +79,9 @@ pub(crate) fn head(request: &mut RequestHeader, forwarded: &Forwarded<'_>) -> pi
     request.insert_header(CONTENT_LENGTH, forwarded.body_length)?;
     request.insert_header(headers::REQUEST_ID, forwarded.request_id)?;
     request.insert_header(headers::MODEL, forwarded.model)?;
-    request.insert_header(headers::MODEL_VERSION, forwarded.version)
+    request.insert_header(headers::MODEL_VERSION, forwarded.version)?;
+    request.insert_header(headers::EVENT, forwarded.event)?;
+    request.insert_header(headers::PROMPT_ESTIMATE, forwarded.prompt_estimate)
 }
 
 #[cfg(test)]

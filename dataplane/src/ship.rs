@@ -1,16 +1,19 @@
 //! Ships usage from the journal to the control plane, in order, and lets go of it once it is stored there.
 
+use crate::clock;
 use crate::edge::Edge;
-use crate::journal::Reader;
+use crate::journal::{Batch, Journal, Position, Reader};
 use quinn::Connection;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use turnpike_config::link::{LinkError, read_frame, write_frame};
-use turnpike_config::wire::{Open, UsageAck, UsageBatch, Watermark};
+use turnpike_config::wire::{DayCount, Open, UsageAck, UsageBatch, Watermark};
 
-/// Events in one batch; larger ones gain nothing and keep the control plane's transaction open longer.
-const BATCH: usize = 1_024;
+/// Records in one batch; larger ones gain nothing and keep the control plane's transaction open longer.
+const BATCH: usize = 2_048;
 /// The control plane has not stored a batch in this time: reconnect and send it again.
-const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+const ACK_TIMEOUT: Duration = Duration::from_secs(60);
+/// An edge with nothing to ship says so this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Ships until the link breaks.
 pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), LinkError> {
@@ -18,28 +21,91 @@ pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), Link
     let (mut send, mut receive) = connection.open_bi().await.map_err(|e| lost(&e))?;
     write_frame(&mut send, &Open::Usage).await?;
     let mut reader = Reader::open(&edge.journal).map_err(|e| lost(&e))?;
-    let mut status = edge.journal.status();
+    let mut news = edge.journal.position();
+    let mut progress = Progress::default();
+    let mut counted = Vec::new();
+    let epoch = edge.journal.epoch();
     loop {
-        let durable = status.borrow_and_update().durable;
+        let position = news.borrow_and_update().clone();
         // Reading from the page cache; a few megabytes at most.
-        let batch = tokio::task::block_in_place(|| reader.next(durable, BATCH)).map_err(|e| lost(&e))?;
-        let Some(batch) = batch else {
-            status.changed().await.map_err(|e| lost(&e))?;
-            continue;
-        };
-        let through = batch.last_seq;
-        let epoch = edge.journal.epoch;
-        let (first_seq, end_seq, complete) = (batch.first_seq, through + 1, Watermark::default());
-        write_frame(&mut send, &UsageBatch { epoch, first_seq, events: batch.events, end_seq, complete }).await?;
+        let batch = tokio::task::block_in_place(|| reader.next(position.durable, BATCH)).map_err(|e| lost(&e))?;
+        let at = reader.position();
+        let Batch { first_seq, end_seq, events } =
+            batch.unwrap_or(Batch { first_seq: at, end_seq: at, events: vec![] });
+        let complete = progress.after(end_seq, &position, &edge.journal);
+        let counts = changed(&mut counted, &edge.journal);
+        let sent_at = Instant::now();
+        write_frame(&mut send, &UsageBatch { epoch, first_seq, events, end_seq, complete, counts }).await?;
         let answer = tokio::time::timeout(ACK_TIMEOUT, read_frame::<UsageAck>(&mut receive));
         let ack = answer.await.map_err(|_| lost(&"usage was not acknowledged in time"))??;
         match ack {
-            Some(ack) if ack.epoch == epoch && ack.end_seq == end_seq => {
-                reader.advance(through).map_err(|e| lost(&e))?;
-                edge.metrics.journal_shipped.set(i64::try_from(through + 1).unwrap_or(i64::MAX));
-            }
+            Some(ack) if ack.epoch == epoch && ack.end_seq == end_seq => progress.told(ack.now_ms),
             Some(_) => return Err(lost(&"the control plane acknowledged something else")),
             None => return Err(lost(&"the control plane ended the usage stream")),
         }
+        if first_seq < end_seq {
+            reader.advance(end_seq).map_err(|e| lost(&e))?;
+            edge.metrics.journal_shipped.set(i64::try_from(end_seq).unwrap_or(i64::MAX));
+        } else {
+            let _ = tokio::time::timeout_at((sent_at + HEARTBEAT).into(), news.changed()).await;
+        }
+    }
+}
+
+/// The days whose sums are others than when last asked.
+fn changed(told: &mut Vec<DayCount>, journal: &Journal) -> Vec<DayCount> {
+    let now: Vec<DayCount> = journal.counts().days().copied().collect();
+    let news = now.iter().filter(|count| !told.contains(count)).copied().collect();
+    *told = now;
+    news
+}
+
+/// How far usage is complete, and how far it will be once more is shipped.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The control plane's clock when it last told it, and when that reached us.
+    clock: Option<(u64, Instant)>,
+    complete: Watermark,
+    goal: Option<Goal>,
+}
+
+/// What will be true once all records of a moment are shipped.
+#[derive(Clone, Copy, Debug)]
+struct Goal {
+    then: Watermark,
+    handed_over: u64,
+    /// Sequence number after the last of them, once they are durable.
+    end_seq: Option<u64>,
+}
+
+impl Progress {
+    fn told(&mut self, now_ms: u64) {
+        self.clock = Some((now_ms, Instant::now()));
+    }
+
+    /// What is true once everything below `end_seq` is shipped.
+    fn after(&mut self, end_seq: u64, position: &Position, journal: &Journal) -> Watermark {
+        let goal = self.goal.get_or_insert_with(|| Goal::of(journal, self.clock));
+        if goal.end_seq.is_none() && position.taken >= goal.handed_over {
+            goal.end_seq = Some(position.durable);
+        }
+        if goal.end_seq.is_some_and(|goal| goal <= end_seq) {
+            self.complete = goal.then;
+            self.goal = None;
+        }
+        self.complete
+    }
+}
+
+impl Goal {
+    fn of(journal: &Journal, clock: Option<(u64, Instant)>) -> Self {
+        // In this order: what begins or ends meanwhile is behind the mark or among the records that are waited for.
+        let ended_to_ms = clock.zip(journal.ended_before()).map_or(0, |((told_ms, at), before)| {
+            let now_ms = told_ms + clock::millis(at.elapsed());
+            now_ms.saturating_sub(clock::millis(before))
+        });
+        let began_to_ms = journal.began_to(clock::millis(clock::since_epoch()));
+        let then = Watermark { ended_to_ms, began_to_ms };
+        Self { then, handed_over: journal.handed_over(), end_seq: None }
     }
 }

@@ -177,10 +177,11 @@ pub(super) async fn usage(
                 connection.close(VarInt::from_u32(REFUSED), fault.as_bytes());
                 return Err(LinkError::Lost(fault.to_owned()));
             }
-            let (epoch, end_seq) = (batch.epoch, batch.end_seq);
+            let UsageBatch { epoch, end_seq, complete, .. } = batch;
             if batch.first_seq < end_seq {
                 store_batch(name, batch, context).await;
             }
+            context.watermarks.stored(name, complete);
             let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
             write_frame(&mut stream.send, &UsageAck { epoch, end_seq, now_ms }).await?;
         }
@@ -206,7 +207,6 @@ fn fault(batch: &UsageBatch) -> Option<&'static str> {
 
 /// Tries until it succeeds; the caller gives up when the link ends.
 async fn store_batch(name: &str, batch: UsageBatch, context: &Context) {
-    let _waiting = context.backlog.enter(name, &batch.events);
     let (mut pause, longest) = INGEST_RETRY;
     while let Err(error) = context.ingest.take(name, batch.clone(), Utc::now()).await {
         context.metrics.ingest_failures.inc();

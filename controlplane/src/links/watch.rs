@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use turnpike_config::NodeState;
 
 /// Between two stamps.
-const STAMP_EVERY: Duration = Duration::from_secs(3);
+const STAMP_EVERY: Duration = Duration::from_secs(1);
 /// A peer that no control plane has stamped this long is gone. Also how long peers get to come back after a start.
 const SILENCE_S: f64 = 10.0;
 
@@ -38,13 +38,9 @@ pub(crate) async fn watch_silence(context: Arc<Context>, stop: CancellationToken
 
 async fn stamp(context: &Context) -> Result<(), StoreError> {
     let mut connection = context.store.read().await?;
-    let nodes: Vec<String> = context.nodes.names().into_iter().map(|(name, _)| name).collect();
+    let nodes: Vec<String> = context.nodes.names();
     nodes::touch(&mut connection, &nodes).await?;
-    let live = |(name, up): (String, Duration)| Live {
-        steady: up >= edges::BEHIND,
-        waiting: context.backlog.oldest(&name),
-        name,
-    };
+    let live = |name: String| Live { mark: context.watermarks.get(&name), name };
     let edges: Vec<Live> = context.edges.names().into_iter().map(live).collect();
     edges::touch(&mut connection, &edges).await
 }

@@ -1,6 +1,5 @@
 //! `billing_accounts`, and what organizations have spent of what they may.
 
-use super::edges::BEHIND;
 use super::organizations::Organization;
 use super::partitions::Month;
 use super::{PgConnection, StoreError};
@@ -83,9 +82,8 @@ fn decimal(amount: Usd) -> Option<Decimal> {
 
 /// How organizations stand in a month: those of `ids`, or if `None` those that have a budget or were told of one.
 ///
-/// Sums and `as_of` are of one moment. `as_of` is how far the books are complete, the least over the edges: up to
-/// [`BEHIND`] ago for one with a link, see [`super::edges::touch`]; up to when that was last so for one without, until
-/// it is [`GONE_S`]. A request that still runs is spent when it ends.
+/// Sums and `as_of` are of one moment. `as_of` is how far the books are complete, the least over the edges, as they say
+/// themselves; one that is away holds it back until it is [`GONE_S`]. A request that still runs is spent when it ends.
 pub(crate) async fn standings(
     connection: &mut PgConnection,
     month: Month,
@@ -95,7 +93,6 @@ pub(crate) async fn standings(
         .bind(month.first_day())
         .bind(month.plus(1).first_day())
         .bind(ids)
-        .bind(BEHIND.as_secs_f64())
         .bind(GONE_S)
         .fetch_all(connection)
         .await?)
@@ -103,8 +100,8 @@ pub(crate) async fn standings(
 
 const STANDINGS: &str = "
 WITH books AS (
-    SELECT least(now() - make_interval(secs => $4), min(complete_to)) AS as_of, max(linked_at) AS linked_at FROM edges
-    WHERE last_seen_at > now() - make_interval(secs => $5)
+    SELECT least(now(), min(complete_to)) AS as_of, max(linked_at) AS linked_at FROM edges
+    WHERE last_seen_at > now() - make_interval(secs => $4)
 )
 SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a.monthly_budget, a.prepaid_balance,
     coalesce(used.spent, 0) AS spent, books.as_of, books.linked_at

@@ -1,14 +1,10 @@
 //! `edges`: what each edge holds, for the operator.
 
 use super::{PgConnection, StoreError};
+use crate::watermarks::Mark;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use std::time::Duration;
 use utoipa::ToSchema;
-
-/// How far the books may be behind an edge that is connected: its link is missed after 6 s of silence, and syncing,
-/// shipping and storing an event takes the rest.
-pub(crate) const BEHIND: Duration = Duration::from_secs(15);
 
 /// An edge proxy as last seen.
 #[derive(Clone, Debug, Serialize, ToSchema, sqlx::FromRow)]
@@ -29,6 +25,8 @@ pub(crate) struct Edge {
     pub(crate) last_seen_at: Option<DateTime<Utc>>,
     /// Usage of every request that had ended by then is in the books.
     pub(crate) complete_to: DateTime<Utc>,
+    /// Usage of every request that had begun by then is in the books, by the edge's own clock.
+    pub(crate) began_to: Option<DateTime<Utc>>,
 }
 
 /// Notes that an edge connected.
@@ -100,30 +98,23 @@ pub(crate) async fn list(
 pub(crate) struct Live {
     /// Its name.
     pub(crate) name: String,
-    /// Its link is up for [`BEHIND`] at least: had it a journal to ship, some of it would have come.
-    pub(crate) steady: bool,
-    /// When the oldest of its events that was received and is not stored yet had ended.
-    pub(crate) waiting: Option<DateTime<Utc>>,
+    /// How far its usage is stored.
+    pub(crate) mark: Mark,
 }
 
-/// Notes that these edges' push links are up, and how far their usage is in the books: up to [`BEHIND`] ago, unless
-/// events wait to be stored, or were older than that when they came and came so recently that more are to be expected.
+/// Notes that these edges' push links are up, and how far their usage is in the books. Books that were complete stay so;
+/// by an edge's own clock they may go back, as it may.
 pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE edges SET connected = true, last_seen_at = now(),
-             complete_to = CASE WHEN live.steady THEN greatest(edges.complete_to, least(
-                 now() - make_interval(secs => $4), live.waiting, (
-                     SELECT CASE WHEN updated_at > now() - make_interval(secs => $4)
-                         AND events_to < updated_at - make_interval(secs => $4) THEN events_to END
-                     FROM usage_ingest WHERE usage_ingest.edge = live.name ORDER BY updated_at DESC LIMIT 1
-                 ))) ELSE edges.complete_to END
-         FROM unnest($1::text[], $2::boolean[], $3::timestamptz[]) AS live (name, steady, waiting)
+             complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
+             began_to = coalesce(live.began_to, edges.began_to)
+         FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS live (name, ended_to, began_to)
          WHERE edges.name = live.name",
     )
     .bind(edges.iter().map(|edge| edge.name.as_str()).collect::<Vec<_>>())
-    .bind(edges.iter().map(|edge| edge.steady).collect::<Vec<_>>())
-    .bind(edges.iter().map(|edge| edge.waiting).collect::<Vec<_>>())
-    .bind(BEHIND.as_secs_f64())
+    .bind(edges.iter().map(|edge| edge.mark.ended_to).collect::<Vec<_>>())
+    .bind(edges.iter().map(|edge| edge.mark.began_to).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -100,10 +100,19 @@ impl Meter {
     }
 
     pub(crate) async fn send(&mut self, epoch: u64, first_seq: u64, events: &[UsageEvent]) {
+        self.send_with(epoch, first_seq, events, Watermark::default()).await;
+    }
+
+    pub(crate) async fn send_with(&mut self, epoch: u64, first_seq: u64, events: &[UsageEvent], complete: Watermark) {
         let end_seq = first_seq + events.len() as u64;
-        let complete = Watermark::default();
-        let batch = UsageBatch { epoch, first_seq, events: events.to_vec(), end_seq, complete };
+        let batch = UsageBatch { epoch, first_seq, events: events.to_vec(), end_seq, complete, counts: Vec::new() };
         write_frame(&mut self.0.send, &batch).await.unwrap();
+    }
+
+    /// Ships nothing but how far the edge has come.
+    pub(crate) async fn say(&mut self, epoch: u64, seq: u64, complete: Watermark) {
+        self.send_with(epoch, seq, &[], complete).await;
+        assert_eq!(self.ack().await.end_seq, seq);
     }
 
     pub(crate) async fn ack(&mut self) -> UsageAck {

@@ -1,15 +1,28 @@
-//! The usage journal: every metered request ends as a record on this disk before anything else may lose it.
+//! The usage journal: every metered request is on this disk before its client has had all of the answer.
 //!
-//! Append-only segment files of checksummed records, numbered without gaps by `(epoch, seq)`. One thread writes and syncs
-//! in groups; requests only hold a permit for a slot in its queue, taken before dispatch, so that a request is never
-//! served that could not be recorded. The shipper reads back from disk and deletes what the control plane has stored.
+//! Append-only segment files of checksummed records, numbered without gaps by `(epoch, seq)`. An *intent* is written before
+//! a node is asked and an *event* at the end. One thread writes what is handed over, another syncs behind it in groups:
+//! a killed process loses nothing that was written, a power cut nothing that was synced. Requests hold a permit for a slot
+//! in the queue, taken before dispatch, so that none is served that could not be recorded. The shipper reads back from disk
+//! and deletes what the control plane has stored. Intents whose events are missing at the next start are for
+//! [`crate::resolve`].
 
+mod began;
+mod handle;
 mod reader;
+mod record;
+mod recover;
 mod segment;
+mod state;
+mod sync;
+#[cfg(test)]
+mod tests;
 mod writer;
 
-pub(crate) use reader::Reader;
-pub(crate) use writer::{Journal, Permit};
+pub(crate) use handle::{Journal, Opened, Permit};
+pub(crate) use reader::{Batch, Reader};
+pub(crate) use record::Intent;
+pub(crate) use state::{Position, Written};
 
 use std::path::PathBuf;
 
@@ -30,15 +43,17 @@ pub enum JournalError {
         /// The directory.
         path: PathBuf,
     },
-    /// A record other than the last is damaged: what follows it cannot be trusted to be complete.
-    #[error(
-        "usage journal {path} is damaged at byte {offset} with records after it; move the file away to start without it"
-    )]
+    /// A file that says where the journal stands holds something else.
+    #[error("{path} cannot be read; if the control plane has all usage of this edge, move the whole directory away")]
     Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A segment of another journal, or of an older version of this program.
+    #[error("{path} is not a segment of this journal; let the version that wrote it ship it, or move it away")]
+    Foreign {
         /// The segment.
         path: PathBuf,
-        /// First bad byte.
-        offset: u64,
     },
 }
 

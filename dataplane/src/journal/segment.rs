@@ -1,24 +1,21 @@
-//! One segment file: `magic epoch first_seq`, then records of `length crc kind payload`.
+//! One segment file: `magic epoch first_seq`, then records of `length crc seq kind payload`.
 //!
-//! Numbers are big endian. The checksum (CRC-32C) covers kind and payload. A record's sequence number is its segment's
-//! first plus its position.
+//! Numbers are big endian. The checksum (CRC-32C) covers sequence number, kind and payload. A record bears its own
+//! number, so that one which was damaged on disk costs itself and nothing after it.
 
+use super::record::Record;
 use super::{JournalError, io_error};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use turnpike_config::UsageEvent;
 
-const MAGIC: &[u8; 8] = b"TPKJRNL1";
+const MAGIC: &[u8; 8] = b"TPKJRNL2";
 /// Bytes of a segment's header.
 pub(super) const HEADER: u64 = 24;
 /// Bytes of a record around its payload.
-const FRAME: usize = 9;
-/// No event comes near this; a larger length is damage.
+const FRAME: usize = 17;
+/// No record comes near this; a larger length is damage.
 const MAX_RECORD: usize = 1 << 20;
-
-/// What a record says. Other kinds (an intent before dispatch) have numbers of their own.
-const KIND_FINAL: u8 = 2;
 
 /// Where a segment lies. The name orders segments by their first sequence number.
 pub(super) fn path(directory: &Path, first_seq: u64) -> PathBuf {
@@ -43,13 +40,13 @@ pub(super) fn header(epoch: u64, first_seq: u64) -> Vec<u8> {
     [MAGIC.as_slice(), &epoch.to_be_bytes(), &first_seq.to_be_bytes()].concat()
 }
 
-/// Appends an event's record to a buffer.
-pub(super) fn encode(event: &UsageEvent, out: &mut Vec<u8>) {
+/// Appends a record to a buffer.
+pub(super) fn encode(seq: u64, record: &Record, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; 8]);
-    out.push(KIND_FINAL);
-    // Writing to a Vec cannot fail.
-    let _ = minicbor::encode(event, &mut *out);
+    out.extend_from_slice(&seq.to_be_bytes());
+    out.push(0);
+    out[start + 16] = record.encode(out);
     let length = u32::try_from(out.len() - start - FRAME).unwrap_or(u32::MAX);
     let crc = crc32c::crc32c(&out[start + 8..]);
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
@@ -57,59 +54,60 @@ pub(super) fn encode(event: &UsageEvent, out: &mut Vec<u8>) {
 }
 
 /// What a scan over record bytes found.
+#[derive(Debug, Default)]
 pub(super) struct Scan {
-    /// Decoded records in order.
-    pub(super) events: Vec<UsageEvent>,
-    /// Bytes of them.
+    /// Decoded records with their numbers, in order.
+    pub(super) records: Vec<(u64, Record)>,
+    /// Bytes up to the end of the last of them.
     pub(super) good_bytes: usize,
-    /// Whether bytes follow that are no whole record.
-    pub(super) torn: bool,
-    /// Whether a whole, valid record follows the damage: then it is no torn tail.
-    pub(super) damaged_inside: bool,
+    /// Bytes of damage between good records.
+    pub(super) damaged_bytes: usize,
 }
 
-/// Reads records from the beginning of `bytes`, at most `limit`.
+/// Reads records from the beginning of `bytes`, at most `limit`. What follows the last good record is a torn tail, or goes
+/// on beyond the bytes.
 pub(super) fn scan(bytes: &[u8], limit: usize) -> Scan {
-    let mut scan = Scan { events: Vec::new(), good_bytes: 0, torn: false, damaged_inside: false };
-    let mut rest = bytes;
-    while !rest.is_empty() && scan.events.len() < limit {
-        match record(rest) {
-            Some((event, length)) => {
-                scan.events.push(event);
-                scan.good_bytes += length;
-                rest = &rest[length..];
+    let mut scan = Scan::default();
+    let mut at = 0;
+    while at < bytes.len() && scan.records.len() < limit {
+        match record(&bytes[at..]) {
+            Some((seq, record, length)) => {
+                scan.records.push((seq, record));
+                at += length;
+                scan.good_bytes = at;
             }
-            None => {
-                scan.torn = true;
-                scan.damaged_inside = follows_valid_record(rest);
-                break;
-            }
+            None => match next_record(bytes, at) {
+                Some(next) => {
+                    scan.damaged_bytes += next - at;
+                    at = next;
+                }
+                None => break,
+            },
         }
     }
     scan
 }
 
-fn record(bytes: &[u8]) -> Option<(UsageEvent, usize)> {
+/// Where the next good record begins after a bad one.
+fn next_record(bytes: &[u8], bad: usize) -> Option<usize> {
+    (bad + 1..bytes.len().saturating_sub(FRAME)).find(|at| record(&bytes[*at..]).is_some())
+}
+
+fn record(bytes: &[u8]) -> Option<(u64, Record, usize)> {
     let length = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let crc = u32::from_be_bytes(bytes.get(4..8)?.try_into().ok()?);
     if length > MAX_RECORD {
         return None;
     }
+    let crc = u32::from_be_bytes(bytes.get(4..8)?.try_into().ok()?);
     let checked = bytes.get(8..FRAME + length)?;
-    let kind = checked.first()?;
-    if crc32c::crc32c(checked) != crc || *kind != KIND_FINAL {
+    if crc32c::crc32c(checked) != crc {
         return None;
     }
-    Some((minicbor::decode(&checked[1..]).ok()?, FRAME + length))
+    let seq = u64::from_be_bytes(checked.get(..8)?.try_into().ok()?);
+    Some((seq, Record::decode(*checked.get(8)?, &checked[9..])?, FRAME + length))
 }
 
-/// After a bad record with a plausible length, is there a good one? Then a crash did not cut the file here.
-fn follows_valid_record(bytes: &[u8]) -> bool {
-    let length = bytes.get(..4).and_then(|b| b.try_into().ok()).map_or(usize::MAX, |b| u32::from_be_bytes(b) as usize);
-    length <= MAX_RECORD && bytes.get(FRAME + length..).is_some_and(|rest| record(rest).is_some())
-}
-
-/// A segment's record bytes from `offset` on, at most `most`; checks the header when reading from the beginning.
+/// A segment's record bytes from `offset` on, at most `most`.
 pub(super) fn read_from(path: &Path, epoch: u64, offset: u64, most: usize) -> Result<Vec<u8>, JournalError> {
     use std::os::unix::fs::FileExt as _;
     let failed = io_error(path);
@@ -117,7 +115,7 @@ pub(super) fn read_from(path: &Path, epoch: u64, offset: u64, most: usize) -> Re
     let mut head = Vec::new();
     (&file).take(HEADER).read_to_end(&mut head).map_err(&failed)?;
     if head.get(..8) != Some(MAGIC.as_slice()) || head.get(8..16) != Some(epoch.to_be_bytes().as_slice()) {
-        return Err(JournalError::Damaged { path: path.to_owned(), offset: 0 });
+        return Err(JournalError::Foreign { path: path.to_owned() });
     }
     let length = file.metadata().map_err(&failed)?.len().saturating_sub(offset);
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(most)];
@@ -127,7 +125,8 @@ pub(super) fn read_from(path: &Path, epoch: u64, offset: u64, most: usize) -> Re
 
 #[cfg(test)]
 pub(crate) mod fixtures {
-    use turnpike_config::{Endpoint, EventId, KeyId, OrgId, RequestStatus, UsageEvent, Usd};
+    use super::super::record::{Intent, Record};
+    use turnpike_config::{Endpoint, EventId, KeyId, OrgId, Price, RequestStatus, UsageEvent, Usd};
     use uuid::Uuid;
 
     pub(crate) fn event(number: u32) -> UsageEvent {
@@ -164,36 +163,65 @@ pub(crate) mod fixtures {
             cached_tokens: 0,
         }
     }
+
+    pub(crate) fn intent(event: &UsageEvent) -> Intent {
+        Intent {
+            id: event.id,
+            organization: event.organization,
+            api_key: event.api_key,
+            model: "m".to_owned(),
+            model_version: "v1".to_owned(),
+            endpoint: Endpoint::Chat,
+            price_version: 0,
+            price: Price::default(),
+            reserved_tokens: 10,
+            node: "n".to_owned(),
+            streamed: false,
+            request_bytes: 100,
+        }
+    }
+
+    pub(crate) fn final_of(number: u32) -> Record {
+        Record::Final(Box::new(event(number)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_cut_at_any_byte_loses_at_most_the_last_record() {
-        let mut bytes = Vec::new();
-        let mut ends = vec![0];
+    fn three() -> (Vec<u8>, Vec<usize>) {
+        let (mut bytes, mut ends) = (Vec::new(), vec![0]);
         for number in 0..3 {
-            encode(&fixtures::event(number), &mut bytes);
+            encode(number.into(), &fixtures::final_of(number), &mut bytes);
             ends.push(bytes.len());
         }
+        (bytes, ends)
+    }
+
+    #[test]
+    fn a_cut_at_any_byte_loses_at_most_the_last_record() {
+        let (bytes, ends) = three();
         for cut in 0..=bytes.len() {
             let scan = scan(&bytes[..cut], usize::MAX);
             let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
-            assert_eq!((scan.events.len(), scan.good_bytes), (whole, ends[whole]), "cut at {cut}");
-            assert!(!scan.damaged_inside);
+            assert_eq!((scan.records.len(), scan.good_bytes), (whole, ends[whole]), "cut at {cut}");
+            assert_eq!(scan.damaged_bytes, 0);
         }
     }
 
     #[test]
-    fn a_flipped_bit_is_noticed_and_told_from_a_torn_tail() {
-        let mut bytes = Vec::new();
-        encode(&fixtures::event(1), &mut bytes);
-        let first = bytes.len();
-        encode(&fixtures::event(2), &mut bytes);
-        bytes[first / 2] ^= 4;
-        let scan = scan(&bytes, usize::MAX);
-        assert_eq!((scan.events.len(), scan.torn, scan.damaged_inside), (0, true, true));
+    fn a_flipped_bit_costs_one_record_wherever_it_is() {
+        let (bytes, ends) = three();
+        for bit in 0..ends[2] * 8 {
+            let mut bytes = bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let scan = scan(&bytes, usize::MAX);
+            let hit = u64::from(bit / 8 >= ends[1]);
+            let kept: Vec<u64> = scan.records.iter().map(|(seq, _)| *seq).collect();
+            assert_eq!(kept, [0, 1, 2].into_iter().filter(|seq| *seq != hit).collect::<Vec<_>>(), "bit {bit}");
+            assert_eq!(scan.good_bytes, bytes.len());
+            assert!(scan.damaged_bytes > 0);
+        }
     }
 }

@@ -102,13 +102,16 @@ impl Seeker<'_> {
 
     async fn end_stream(&mut self, tap: &mut Tap, answer: Option<&StoredAnswer>) -> Result<Heard, Reject> {
         let rest = tap.pass(None, true);
-        let sent = self.session.write_response_body(rest, true).await.is_ok();
         let mut served = self.heard(tap);
         if let Some(answer) = answer {
             served.usage = answer.tokens();
             served.estimated = false;
         }
-        self.serve(Served { complete: sent, ..served })
+        self.serve(served)?;
+        let accounted = self.account(rest.as_ref().map_or(0, Bytes::len)).await;
+        let sent = accounted.is_ok() && self.session.write_response_body(rest, true).await.is_ok();
+        self.served()?.complete = sent;
+        Ok(Heard::Everything)
     }
 
     /// What has been sent cannot be taken back: the stream ends with the error.

@@ -1,0 +1,76 @@
+//! What an earlier life of this process left on disk.
+
+use super::record::{Counts, Intent, Record};
+use super::{JournalError, io_error, segment};
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::path::Path;
+use turnpike_config::EventId;
+
+/// Where the journal stands.
+#[derive(Debug, Default)]
+pub(super) struct Recovered {
+    /// Number of the next record.
+    pub(super) next_seq: u64,
+    /// First number of the last segment, and its good bytes with the header; `None` if there is none that can be
+    /// continued.
+    pub(super) last: Option<(u64, u64)>,
+    /// Intents whose events are missing.
+    pub(super) open: HashMap<EventId, Intent>,
+    /// Sums of all events so far.
+    pub(super) counts: Counts,
+    /// Bytes of all segments.
+    pub(super) bytes: u64,
+}
+
+/// Reads all segments; cuts off a record that a crash left unfinished.
+pub(super) fn recover(directory: &Path, epoch: u64) -> Result<Recovered, JournalError> {
+    let segments = segment::list(directory)?;
+    let mut found = Recovered::default();
+    for (index, first_seq) in segments.iter().enumerate() {
+        let path = segment::path(directory, *first_seq);
+        let size = std::fs::metadata(&path).map_err(io_error(&path))?.len();
+        let is_last = index + 1 == segments.len();
+        found.next_seq = found.next_seq.max(*first_seq);
+        if size < segment::HEADER && is_last {
+            // The crash hit between making the file and its header: it holds nothing, and is made anew.
+            break;
+        }
+        let bytes = segment::read_from(&path, epoch, segment::HEADER, usize::MAX)?;
+        let scan = segment::scan(&bytes, usize::MAX);
+        let (good, rest) = (segment::HEADER + scan.good_bytes as u64, bytes.len() - scan.good_bytes);
+        if scan.damaged_bytes > 0 || rest > 0 && !is_last {
+            let damaged_bytes = scan.damaged_bytes + rest;
+            tracing::error!(
+                segment = %path.display(),
+                damaged_bytes,
+                "the disk has damaged usage records; requests that were on their way are asked for at their nodes"
+            );
+        }
+        if is_last && rest > 0 {
+            tracing::warn!(segment = %path.display(), lost_bytes = rest, "cut off a record that a crash left unfinished");
+            let file = OpenOptions::new().write(true).open(&path).map_err(io_error(&path))?;
+            file.set_len(good).and_then(|()| file.sync_data()).map_err(io_error(&path))?;
+        }
+        found.bytes += if is_last { good } else { size };
+        found.last = is_last.then_some((*first_seq, good));
+        scan.records.into_iter().for_each(|(seq, record)| found.take(seq, record));
+    }
+    Ok(found)
+}
+
+impl Recovered {
+    fn take(&mut self, seq: u64, record: Record) {
+        self.next_seq = self.next_seq.max(seq + 1);
+        match record {
+            Record::Intent(intent) => drop(self.open.insert(intent.id, *intent)),
+            Record::Final(event) => {
+                self.open.remove(&event.id);
+                self.counts.add(&event);
+            }
+            // Of everything before it, segments included that have been shipped and deleted.
+            Record::Counts(counts) => self.counts = counts,
+            Record::Unknown => {}
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The journal as its users see it, over several lives.
+
+use super::reader::Batch;
+use super::segment::fixtures::{event, intent};
+use super::{Journal, JournalError, Opened, Reader, segment};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::Duration;
+use turnpike_config::UsageEvent;
+
+fn open(directory: &Path) -> Opened {
+    Journal::open(directory, 1 << 30, |_| ()).unwrap()
+}
+
+fn record(journal: &Journal, event: UsageEvent) {
+    drop(journal.permit(event.id.unix_ms()).unwrap().record(event));
+}
+
+fn close(opened: Opened) {
+    let Opened { journal, orphans, threads } = opened;
+    drop((journal, orphans));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// Prompt tokens of all that has not been shipped, shipping it.
+fn ship_all(directory: &Path) -> Vec<u32> {
+    let opened = open(directory);
+    let durable = opened.journal.position().borrow().durable;
+    let mut reader = Reader::open(&opened.journal).unwrap();
+    let (mut found, mut at) = (Vec::new(), reader.position());
+    while let Some(Batch { events, first_seq, end_seq }) = reader.next(durable, 3).unwrap() {
+        assert_eq!(first_seq, at, "without gaps");
+        at = end_seq;
+        found.extend(events.iter().map(|event| event.prompt_tokens));
+        reader.advance(end_seq).unwrap();
+    }
+    assert_eq!(at, durable);
+    drop(reader);
+    close(opened);
+    found
+}
+
+#[test]
+fn what_was_recorded_is_read_back_after_a_restart_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    (0..10).for_each(|number| record(&opened.journal, event(number)));
+    close(opened);
+    assert_eq!(ship_all(directory.path()), (0..10).collect::<Vec<_>>());
+    assert_eq!(ship_all(directory.path()), Vec::<u32>::new());
+}
+
+#[test]
+fn a_journal_belongs_to_one_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    let second = Journal::open(directory.path(), 1 << 30, |_| ()).err().unwrap();
+    assert!(matches!(second, JournalError::InUse { .. }), "{second}");
+    close(opened);
+    close(open(directory.path()));
+}
+
+#[tokio::test]
+async fn what_was_written_is_in_the_file_and_what_was_flushed_is_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    for number in 1..=100 {
+        opened.journal.permit(1).unwrap().record(event(number)).wait().await;
+        // Read from the file itself, not from what the writer says of it.
+        let path = segment::path(directory.path(), 0);
+        let bytes = segment::read_from(&path, opened.journal.epoch(), segment::HEADER, 1 << 20).unwrap();
+        assert_eq!(segment::scan(&bytes, usize::MAX).records.len(), number as usize);
+        if number % 10 == 0 {
+            opened.journal.flush().await;
+            assert_eq!(opened.journal.position().borrow().durable, u64::from(number));
+        }
+    }
+    close(opened);
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_numbering_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    (0..3).for_each(|number| record(&opened.journal, event(number)));
+    close(opened);
+    let path = segment::path(directory.path(), 0);
+    let length = std::fs::metadata(&path).unwrap().len();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 5).unwrap();
+
+    let opened = open(directory.path());
+    assert_eq!(opened.journal.position().borrow().durable, 2);
+    record(&opened.journal, event(7));
+    close(opened);
+    assert_eq!(ship_all(directory.path()), [0, 1, 7]);
+}
+
+#[test]
+fn an_intent_without_an_event_is_an_orphan_until_it_has_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    let (finished, lost) = (event(1), event(2));
+    for event in [&finished, &lost] {
+        let permit = opened.journal.permit(event.id.unix_ms()).unwrap();
+        drop(permit.intend(intent(event)).unwrap());
+        if event == &finished {
+            drop(permit.record(event.clone()));
+        }
+    }
+    close(opened);
+    for _ in 0..2 {
+        let opened = open(directory.path());
+        assert_eq!(opened.orphans.iter().map(|(intent, _)| intent.id).collect::<Vec<_>>(), [lost.id]);
+        assert_eq!(opened.journal.ended_before(), None, "nobody takes usage for complete");
+        let began = lost.id.unix_ms();
+        assert!(opened.journal.began_to(began + 3_600_000) <= began);
+        close(opened);
+    }
+    let Opened { journal, mut orphans, threads } = open(directory.path());
+    let (_, permit) = orphans.pop().unwrap();
+    permit.record_orphan(lost);
+    assert!(journal.ended_before().is_some());
+    drop(journal);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let opened = open(directory.path());
+    assert!(opened.orphans.is_empty());
+    close(opened);
+    assert_eq!(ship_all(directory.path()), [1, 2]);
+}
+
+/// Fills several segments, with one request running all the time.
+#[test]
+fn intents_and_counts_outlive_the_segments_they_were_written_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    let long = event(0);
+    let running = opened.journal.permit(long.id.unix_ms()).unwrap();
+    drop(running.intend(intent(&long)).unwrap());
+    let mut padded = event(1);
+    padded.error_message = Some("x".repeat(20_000));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for number in 0..2_000 {
+        record(&opened.journal, UsageEvent { id: event(1).id, ..padded.clone() });
+        if number % 100 == 0 {
+            runtime.block_on(opened.journal.flush());
+        }
+    }
+    runtime.block_on(opened.journal.flush());
+    let counted: Vec<_> = opened.journal.counts().days().copied().collect();
+    assert_eq!(counted.iter().map(|day| day.requests).sum::<u64>(), 2_000);
+    drop(running);
+    close(opened);
+    assert!(segment::list(directory.path()).unwrap().len() > 2);
+    assert_eq!(ship_all(directory.path()).len(), 2_000);
+    assert_eq!(segment::list(directory.path()).unwrap().len(), 1, "what was shipped is gone");
+
+    let opened = open(directory.path());
+    assert_eq!(opened.orphans.iter().map(|(intent, _)| intent.id).collect::<Vec<_>>(), [long.id]);
+    assert_eq!(opened.journal.counts().days().copied().collect::<Vec<_>>(), counted);
+    close(opened);
+}
+
+#[test]
+fn damage_inside_costs_the_records_it_hits_and_their_requests_are_orphans() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    let events: Vec<_> = (0..3).map(event).collect();
+    for event in &events {
+        let permit = opened.journal.permit(event.id.unix_ms()).unwrap();
+        drop(permit.intend(intent(event)).unwrap());
+        drop(permit.record(event.clone()));
+    }
+    let epoch = opened.journal.epoch();
+    close(opened);
+    let path = segment::path(directory.path(), 0);
+    let bytes = segment::read_from(&path, epoch, segment::HEADER, usize::MAX).unwrap();
+    let before = segment::scan(&bytes, 3).good_bytes as u64;
+    let hit = segment::HEADER + before + 40;
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"?????", hit).unwrap();
+
+    let opened = open(directory.path());
+    assert_eq!(opened.orphans.iter().map(|(intent, _)| intent.id).collect::<Vec<_>>(), [events[1].id]);
+    assert_eq!(opened.journal.position().borrow().durable, 6, "numbering goes on");
+    close(opened);
+    assert_eq!(ship_all(directory.path()), [0, 2]);
+}
+
+#[tokio::test]
+async fn a_full_journal_gives_no_permits_and_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Journal::open(directory.path(), segment::HEADER + 300, |_| ()).unwrap();
+    let running = opened.journal.permit(1).unwrap();
+    let mut recorded = 0;
+    while let Some(permit) = opened.journal.permit(1) {
+        permit.record(event(recorded)).wait().await;
+        recorded += 1;
+    }
+    let trouble = opened.journal.trouble().unwrap();
+    assert!(trouble.contains("journal.max_bytes"), "{trouble}");
+    // What was admitted before is recorded all the same.
+    running.record(event(recorded)).wait().await;
+    opened.journal.flush().await;
+    let mut reader = Reader::open(&opened.journal).unwrap();
+    let batch = reader.next(opened.journal.position().borrow().durable, 100).unwrap().unwrap();
+    assert_eq!(batch.events.len(), recorded as usize + 1);
+    drop(reader);
+    close(opened);
+}
+
+/// A disk without room for another segment: noticed before requests depend on it, and when it has room again.
+#[tokio::test]
+async fn a_disk_without_room_is_noticed_ahead() {
+    let directory = tempfile::tempdir().unwrap();
+    // Where the room for the next segment would lie is something that cannot be written.
+    let spare = directory.path().join("spare");
+    close(open(directory.path()));
+    let _ = std::fs::remove_file(&spare);
+    std::fs::create_dir(&spare).unwrap();
+    let opened = open(directory.path());
+    let mut news = opened.journal.position();
+    let deadline = Duration::from_secs(10);
+    let wait = |wanted: bool| {
+        let journal = opened.journal.clone();
+        async move |news: &mut tokio::sync::watch::Receiver<super::Position>| {
+            let changed = news.wait_for(|_| journal.trouble().is_some() == wanted);
+            tokio::time::timeout(deadline, changed).await.unwrap().unwrap();
+        }
+    };
+    wait(true)(&mut news).await;
+    assert!(opened.journal.permit(1).is_none());
+    assert!(opened.journal.trouble().unwrap().contains("spare"));
+    std::fs::remove_dir(&spare).unwrap();
+    wait(false)(&mut news).await;
+    assert!(opened.journal.permit(1).is_some());
+    close(opened);
+}

@@ -1,0 +1,105 @@
+//! Asks nodes what they did.
+
+use crate::live::{Node, Snapshot};
+use reqwest::{Client, StatusCode};
+use rustls::ClientConfig;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use turnpike_config::link::{Identity, LinkError};
+use turnpike_config::wire::LedgerState;
+use turnpike_config::{EventId, Tokens};
+
+/// For one answer.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The error code of a ledger that has no such event.
+const UNKNOWN_EVENT: &str = "unknown_event";
+
+/// What a node knows of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Entry(LedgerState, Tokens),
+    /// It never came there.
+    Nothing,
+}
+
+/// Why a node did not say.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unknown {
+    #[error("the routing has no such node")]
+    NoNode,
+    #[error("the node does not answer: {0}")]
+    Unreachable(#[from] reqwest::Error),
+    #[error("the node keeps no ledger; it is of an older version")]
+    NoLedger,
+    #[error("the node answers {0}")]
+    Refused(StatusCode),
+}
+
+/// The nodes' ledgers.
+pub(super) struct Ledgers {
+    tls: ClientConfig,
+    /// A client for each node: who is spoken to stands in its certificate, and where in the routing.
+    clients: Mutex<HashMap<String, (SocketAddr, Client)>>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: Code,
+}
+
+#[derive(Deserialize)]
+struct Code {
+    code: String,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    state: LedgerState,
+    tokens: Tokens,
+}
+
+impl Ledgers {
+    pub(super) fn new(identity: &Identity) -> Result<Self, LinkError> {
+        Ok(Self { tls: identity.client_config(&[b"http/1.1"])?, clients: Mutex::default() })
+    }
+
+    pub(super) async fn ask(&self, snapshot: &Snapshot, node: &str, event: EventId) -> Result<Known, Unknown> {
+        let node = snapshot.nodes().find(|known| &*known.name == node).ok_or(Unknown::NoNode)?;
+        let client = self.client(node)?;
+        let host = match &node.tls_name {
+            Some(name) => format!("https://{name}:{}", node.address.port()),
+            None => format!("http://{}", node.address),
+        };
+        let answer = client.get(format!("{host}/turnpike/ledger/{event}")).send().await?;
+        match answer.status() {
+            StatusCode::OK => {
+                let Answer { state, tokens } = answer.json().await?;
+                Ok(Known::Entry(state, tokens))
+            }
+            StatusCode::NOT_FOUND => {
+                // Not every 404 is the ledger's: an older node has none.
+                let Refusal { error } = answer.json().await?;
+                if error.code == UNKNOWN_EVENT { Ok(Known::Nothing) } else { Err(Unknown::NoLedger) }
+            }
+            status => Err(Unknown::Refused(status)),
+        }
+    }
+
+    fn client(&self, node: &Node) -> Result<Client, Unknown> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, client)) = clients.get(&*node.name).filter(|(address, _)| *address == node.address) {
+            return Ok(client.clone());
+        }
+        let mut builder = Client::builder().no_proxy().timeout(DEADLINE);
+        if let Some(name) = &node.tls_name {
+            builder = builder.tls_backend_preconfigured(self.tls.clone()).resolve(name, node.address);
+        }
+        let client = builder.build()?;
+        clients.insert(node.name.to_string(), (node.address, client.clone()));
+        Ok(client)
+    }
+}
