@@ -5,6 +5,7 @@ use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::roster::{NodeLive, Roster};
+use crate::spending::Spending;
 use crate::store::Store;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub(crate) struct Context {
     pub(crate) ingest: Ingest,
     /// Usage that was received and is not stored yet.
     pub(crate) backlog: Backlog,
+    /// Who spent something just now.
+    pub(crate) spending: Arc<Spending>,
     /// Connected edges.
     pub(crate) edges: Roster<()>,
     /// Connected nodes.

@@ -14,9 +14,11 @@ mod ingest;
 mod links;
 mod metrics;
 mod partitions;
+mod posting;
 mod roster;
 mod service;
 mod settings;
+mod spending;
 mod store;
 
 pub use service::{ControlPlane, Error, run};

@@ -113,6 +113,8 @@ pub(crate) struct Metrics {
     pub(crate) partition_failures: Counter,
     /// Failed runs of the budget reconciler.
     pub(crate) budget_failures: Counter,
+    /// Failed runs of the posting reconciler.
+    pub(crate) posting_failures: Counter,
     pushes: Family<PushLabels, Counter>,
     events: Family<FateLabels, Counter>,
     admin_requests: Family<StatusLabels, Counter>,
@@ -135,6 +137,7 @@ impl Metrics {
             ingest_duration: Histogram::new(SECONDS),
             partition_failures: Counter::default(),
             budget_failures: Counter::default(),
+            posting_failures: Counter::default(),
             pushes: Family::default(),
             events: Family::default(),
             admin_requests: Family::default(),
@@ -163,6 +166,7 @@ impl Metrics {
         );
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
         r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
+        r.register("prepaid_posting_failures", "Failed posting runs", self.posting_failures.clone());
         r.register("pushes", "Frames sent to edges", self.pushes.clone());
         r.register("usage_events", "Usage events received, by what became of them", self.events.clone());
         r.register("admin_requests", "Admin API answers by class", self.admin_requests.clone());

@@ -1,5 +1,6 @@
 //! What an organization may spend, and what it has spent.
 
+use super::prepaid;
 use super::{ActionError, Checks, Operator, audit, nullable};
 use crate::budgets;
 use crate::context::Context;
@@ -58,8 +59,8 @@ pub(crate) struct PatchBilling {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, example = "100.00")]
     monthly_budget: Option<Option<String>>,
-    /// Sets what is left of the money paid ahead: decimal dollars, 0 or more. Usage is debited from it. Null: it pays
-    /// afterwards.
+    /// Sets what is left of the money paid ahead, by an `adjustment` in its ledger: decimal dollars, 0 or more. Usage is
+    /// debited from it. Null: it pays afterwards.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, example = "12.50")]
     prepaid_balance: Option<Option<String>>,
@@ -71,14 +72,21 @@ pub(crate) struct PatchBilling {
     billing_email: Option<Option<String>>,
 }
 
+/// What a patch makes of an account.
+struct Wanted {
+    account: Account,
+    /// What is to be left of the money paid ahead; `None` leaves it as it is.
+    prepaid_balance: Option<Option<Usd>>,
+}
+
 /// An amount of at least nothing, in whole multiples of `unit` pico-dollars. What is not one is noted.
-fn amount(checks: &mut Checks, field: &str, text: &str, unit: i128, expected: &str) -> Option<Usd> {
+pub(super) fn amount(checks: &mut Checks, field: &str, text: &str, unit: i128, expected: &str) -> Option<Usd> {
     let amount = text.parse::<Usd>().ok().filter(|usd| (0..LIMIT).contains(&usd.pico) && usd.pico % unit == 0);
     checks.require(amount.is_some(), field, expected);
     amount
 }
 
-fn account(patch: PatchBilling, before: &Standing) -> Result<Account, ActionError> {
+fn wanted(patch: PatchBilling, before: &Standing) -> Result<Wanted, ActionError> {
     let mut checks = Checks::default();
     let cents = "expected dollars such as \"100.00\": 0 or more, below 1000000000000, at most 2 decimal places";
     let exact = "expected dollars such as \"12.50\": 0 or more, below 1000000000000, at most 12 decimal places";
@@ -94,10 +102,10 @@ fn account(patch: PatchBilling, before: &Standing) -> Result<Account, ActionErro
     let billing_email = patch.billing_email.unwrap_or_else(|| before.billing_email.clone());
     checks.optional_text("billing_email", billing_email.as_deref(), 255);
     checks.finish()?;
-    Ok(Account { monthly_budget, prepaid_balance, billing_email })
+    Ok(Wanted { account: Account { monthly_budget, billing_email }, prepaid_balance })
 }
 
-async fn standing(connection: &mut PgConnection, id: Uuid, month: Month) -> Result<Standing, ActionError> {
+pub(super) async fn standing(connection: &mut PgConnection, id: Uuid, month: Month) -> Result<Standing, ActionError> {
     let found = billing::standings(connection, month, Some(&[id])).await?;
     found.into_iter().next().ok_or_else(|| ActionError::not_found("organization", id))
 }
@@ -133,9 +141,15 @@ pub(crate) async fn patch(
 ) -> Result<Billing, ActionError> {
     let month = Month::of(now);
     let mut edit = context.feed.edit(operator.name()).await?;
+    // Not before it is known that there is such an organization.
+    standing(edit.connection(), id, month).await?;
+    billing::lock(edit.connection(), id).await?;
     let before = standing(edit.connection(), id, month).await?;
-    let account = account(patch, &before)?;
-    billing::put(edit.connection(), id, &account).await?;
+    let wanted = wanted(patch, &before)?;
+    billing::put(edit.connection(), id, &wanted.account).await?;
+    if let Some(balance) = wanted.prepaid_balance {
+        prepaid::set(edit.connection(), operator, id, balance, now).await?;
+    }
     let after = standing(edit.connection(), id, month).await?;
     let amounts =
         |of: &Standing| json!({"monthly_budget": of.monthly_budget(), "prepaid_balance": of.prepaid_balance()});

@@ -7,6 +7,7 @@ mod limits;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
+pub(crate) mod prepaid;
 pub(crate) mod usage;
 pub(crate) mod users;
 pub(crate) mod versions;

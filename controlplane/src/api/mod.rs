@@ -8,6 +8,7 @@ mod health;
 mod keys;
 mod models;
 mod organizations;
+mod prepaid;
 mod problem;
 mod usage;
 mod users;
@@ -65,6 +66,7 @@ pub(crate) fn router(state: ApiState) -> Router {
     let (admin, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(organizations::routes())
         .merge(billing::routes())
+        .merge(prepaid::routes())
         .merge(users::routes())
         .merge(keys::routes())
         .merge(models::routes())

@@ -1,5 +1,6 @@
 //! `billing_accounts`, and what organizations have spent of what they may.
 
+use super::amounts::{decimal, usd};
 use super::edges::BEHIND;
 use super::organizations::Organization;
 use super::partitions::Month;
@@ -10,8 +11,6 @@ use sqlx::types::Json;
 use turnpike_config::{Budget, Usd};
 use uuid::Uuid;
 
-/// Decimal places of amounts in the tables, as of [`Usd`].
-const PLACES: u32 = 12;
 /// An edge that was not seen for this long, seconds, is taken to be gone for good: otherwise one that was retired would
 /// hold back every budget for ever. What it still ships is counted when it comes.
 const GONE_S: f64 = 3600.0;
@@ -70,17 +69,6 @@ impl Standing {
     }
 }
 
-/// The columns have at most twelve places, so that this is exact; what no amount of dollars reaches saturates.
-fn usd(amount: Decimal) -> Usd {
-    let up = 10_i128.pow(PLACES.saturating_sub(amount.scale()));
-    Usd { pico: amount.mantissa().saturating_mul(up) }
-}
-
-/// The opposite of [`usd`]; `None` beyond 7.9 × 10¹⁶ dollars.
-fn decimal(amount: Usd) -> Option<Decimal> {
-    Decimal::try_from_i128_with_scale(amount.pico, PLACES).ok()
-}
-
 /// How organizations stand in a month: those of `ids`, or if `None` those that have a budget or were told of one.
 ///
 /// Sums and `as_of` are of one moment. `as_of` is how far the books are complete, the least over the edges: up to
@@ -106,16 +94,30 @@ WITH books AS (
     SELECT least(now() - make_interval(secs => $4), min(complete_to)) AS as_of, max(linked_at) AS linked_at FROM edges
     WHERE last_seen_at > now() - make_interval(secs => $5)
 )
-SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a.monthly_budget, a.prepaid_balance,
+SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a.monthly_budget,
+    CASE WHEN a.prepaid_since IS NOT NULL THEN coalesce(paid.amount, 0) + coalesce(paid.used, 0)
+        - coalesce(since.used, 0) - coalesce(late.used, 0) END AS prepaid_balance,
     coalesce(used.spent, 0) AS spent, books.as_of, books.linked_at
 FROM books, organizations o
 LEFT JOIN billing_accounts a ON a.organization_id = o.id
+LEFT JOIN LATERAL (
+    SELECT sum(e.amount) AS amount, sum(e.used) FILTER (WHERE e.day >= a.prepaid_since) AS used FROM prepaid_entries e
+    WHERE e.organization_id = a.organization_id AND a.prepaid_since IS NOT NULL
+) AS paid ON true
+LEFT JOIN LATERAL (
+    SELECT sum(u.cost_usd) AS used FROM usage_records u
+    WHERE u.organization_id = a.organization_id AND u.date >= a.prepaid_since
+) AS since ON true
+LEFT JOIN LATERAL (
+    SELECT sum(u.cost_usd) AS used FROM usage_adjustments u
+    WHERE u.organization_id = a.organization_id AND u.date >= a.prepaid_since
+) AS late ON true
 LEFT JOIN LATERAL (
     SELECT sum(u.cost_usd) AS spent FROM usage_records u
     WHERE u.organization_id = o.id AND u.date >= $1 AND u.date < $2
 ) AS used ON true
 WHERE o.id = ANY($3)
-    OR $3 IS NULL AND (a.monthly_budget IS NOT NULL OR a.prepaid_balance IS NOT NULL OR o.budget IS NOT NULL)
+    OR $3 IS NULL AND (a.monthly_budget IS NOT NULL OR a.prepaid_since IS NOT NULL OR o.budget IS NOT NULL)
 ORDER BY o.id";
 
 /// What an operator may set of an account.
@@ -123,8 +125,6 @@ ORDER BY o.id";
 pub(crate) struct Account {
     /// What may be spent in a month, whole cents.
     pub(crate) monthly_budget: Option<Usd>,
-    /// What is paid ahead; `None` leaves it to be debited as it is.
-    pub(crate) prepaid_balance: Option<Option<Usd>>,
     /// Where invoices go.
     pub(crate) billing_email: Option<String>,
 }
@@ -136,20 +136,33 @@ pub(crate) async fn put(
     account: &Account,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO billing_accounts (id, organization_id, billing_email, monthly_budget, prepaid_balance)
-         VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO billing_accounts (id, organization_id, billing_email, monthly_budget) VALUES ($1, $2, $3, $4)
          ON CONFLICT (organization_id) DO UPDATE SET billing_email = excluded.billing_email,
-             monthly_budget = excluded.monthly_budget, updated_at = now(),
-             prepaid_balance = CASE WHEN $6 THEN excluded.prepaid_balance ELSE billing_accounts.prepaid_balance END",
+             monthly_budget = excluded.monthly_budget, updated_at = now()",
     )
     .bind(Uuid::now_v7())
     .bind(organization)
     .bind(&account.billing_email)
-    .bind(account.monthly_budget.and_then(decimal))
-    .bind(account.prepaid_balance.flatten().and_then(decimal))
-    .bind(account.prepaid_balance.is_some())
+    .bind(account.monthly_budget.map(decimal).transpose()?)
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Keeps others from appending to an organization's ledger and from closing its months until the transaction ends.
+/// Makes its account if there is none.
+pub(crate) async fn lock(connection: &mut PgConnection, organization: Uuid) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO billing_accounts (id, organization_id) VALUES ($1, $2) ON CONFLICT (organization_id) DO NOTHING",
+    )
+    .bind(Uuid::now_v7())
+    .bind(organization)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("SELECT 1 FROM billing_accounts WHERE organization_id = $1 FOR UPDATE")
+        .bind(organization)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -195,14 +208,5 @@ mod tests {
         assert_eq!(allowance(Some("6.00"), Some("4")).as_deref(), Some("6"));
         assert_eq!(allowance(Some("10.00"), Some("-1")).as_deref(), Some("2.5"), "spent is spent, and no more");
         assert_eq!(allowance(Some("0.00"), None).as_deref(), Some("0"));
-    }
-
-    #[test]
-    fn amounts_survive_the_columns_and_saturate_beyond() {
-        for text in ["0", "0.000000000001", "-12.5", "999999999999.99"] {
-            let amount: Usd = text.parse().unwrap_or_default();
-            assert_eq!(decimal(amount).map(usd), Some(amount), "{text}");
-        }
-        assert!(usd(Decimal::MAX).pico > 10_i128.pow(38));
     }
 }

@@ -1,5 +1,6 @@
 //! The only place that knows SQL. Functions take a connection, so that callers decide what belongs to one transaction.
 
+mod amounts;
 pub(crate) mod audit;
 pub(crate) mod billing;
 pub(crate) mod config_log;
@@ -10,6 +11,7 @@ pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;
+pub(crate) mod prepaid;
 pub(crate) mod purges;
 pub(crate) mod requests;
 pub(crate) mod routing;

@@ -10,4 +10,5 @@ mod limits;
 mod nodes;
 mod peers;
 mod plane;
+mod prepaid;
 mod usage;
