@@ -5,6 +5,7 @@ use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::roster::{NodeLive, Roster};
+use crate::settings::Invoicing;
 use crate::spending::Spending;
 use crate::store::Store;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(crate) struct Context {
     pub(crate) edges: Roster<()>,
     /// Connected nodes.
     pub(crate) nodes: Roster<NodeLive>,
+    /// What invoices say beside usage.
+    pub(crate) invoicing: Invoicing,
     /// Counters and gauges.
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -4,6 +4,7 @@ use crate::admission::{BadTokens, Tokens};
 use crate::api::{self, ApiState};
 use crate::backlog::Backlog;
 use crate::budgets;
+use crate::closer;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
 use crate::ingest::Ingest;
@@ -100,7 +101,17 @@ impl ControlPlane {
         let spending = Arc::new(Spending::default());
         let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), Arc::clone(&spending), settings.keep_months);
         let (backlog, edges, nodes) = (Backlog::default(), Roster::default(), Roster::default());
-        let context = Arc::new(Context { store, feed, ingest, backlog, spending, edges, nodes, metrics });
+        let context = Arc::new(Context {
+            store,
+            feed,
+            ingest,
+            backlog,
+            spending,
+            edges,
+            nodes,
+            invoicing: settings.invoicing.clone(),
+            metrics,
+        });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
         let Settings { keep_months, reconcile_every, .. } = *settings;
         Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })
@@ -130,6 +141,7 @@ impl ControlPlane {
         let metrics = Arc::clone(&context.metrics);
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
+        tasks.spawn(closer::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));

@@ -2,6 +2,8 @@
 
 pub(crate) mod billing;
 pub(crate) mod cache;
+pub(crate) mod credit_notes;
+pub(crate) mod invoices;
 pub(crate) mod keys;
 mod limits;
 pub(crate) mod models;

@@ -5,6 +5,7 @@ mod cache;
 mod extract;
 mod fleet;
 mod health;
+mod invoices;
 mod keys;
 mod models;
 mod organizations;
@@ -67,6 +68,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(organizations::routes())
         .merge(billing::routes())
         .merge(prepaid::routes())
+        .merge(invoices::routes())
         .merge(users::routes())
         .merge(keys::routes())
         .merge(models::routes())

@@ -7,6 +7,14 @@ use turnpike_config::Usd;
 /// Decimal places of amounts in the tables, as of [`Usd`].
 const PLACES: u32 = 12;
 
+/// Decimal places of a tax rate in percent.
+pub(super) const TAX_PLACES: u32 = 3;
+
+/// A tax rate in percent, as thousandths of a percent.
+pub(super) fn millipercent(percent: Decimal) -> u32 {
+    (percent * Decimal::ONE_THOUSAND).try_into().unwrap_or_default()
+}
+
 /// The columns have at most twelve places, so that this is exact; what no amount of dollars reaches saturates.
 pub(super) fn usd(amount: Decimal) -> Usd {
     let up = 10_i128.pow(PLACES.saturating_sub(amount.scale()));

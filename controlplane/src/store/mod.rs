@@ -3,10 +3,14 @@
 mod amounts;
 pub(crate) mod audit;
 pub(crate) mod billing;
+pub(crate) mod charges;
 pub(crate) mod config_log;
 mod connect;
+pub(crate) mod credit_notes;
 pub(crate) mod edges;
+pub(crate) mod invoices;
 pub(crate) mod keys;
+pub(crate) mod leader;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;

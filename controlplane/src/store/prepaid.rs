@@ -16,6 +16,10 @@ pub(crate) enum Kind {
     TopUp,
     /// An operator's correction.
     Adjustment,
+    /// An invoice was settled: what usage was debited for it, less what the invoice says is paid from it.
+    Invoice,
+    /// An invoice that had been paid from it was void, or a credit note.
+    Credit,
     /// Money went back to the customer.
     Refund,
 }
@@ -26,6 +30,8 @@ impl Kind {
         match self {
             Self::TopUp => "top_up",
             Self::Adjustment => "adjustment",
+            Self::Invoice => "invoice",
+            Self::Credit => "credit",
             Self::Refund => "refund",
         }
     }
@@ -197,6 +203,23 @@ pub(crate) async fn post_usage(
     );
     let posted = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(organization).bind(end).execute(connection).await?;
     Ok(posted.rows_affected())
+}
+
+/// What usage of days before `end` was debited for and no invoice has settled yet.
+pub(crate) async fn unsettled(
+    connection: &mut PgConnection,
+    organization: Uuid,
+    end: NaiveDate,
+) -> Result<Usd, StoreError> {
+    let sum: Decimal = sqlx::query_scalar(
+        "SELECT greatest(coalesce(sum(unsettled), 0), 0) FROM prepaid_entries
+         WHERE organization_id = $1 AND (day IS NULL OR day < $2)",
+    )
+    .bind(organization)
+    .bind(end)
+    .fetch_one(connection)
+    .await?;
+    Ok(usd(sum))
 }
 
 /// Organizations with usage of days before `end` that [`post_usage`] would post.

@@ -5,6 +5,7 @@ mod admin;
 mod billing;
 mod cache;
 mod feed;
+mod invoices;
 mod lifecycle;
 mod limits;
 mod nodes;
