@@ -1,11 +1,11 @@
 //! What an organization may spend, and what it has spent.
 
 use super::prepaid;
+use super::standing::standing;
 use super::{ActionError, Checks, Operator, audit, nullable};
 use crate::budgets;
 use crate::context::Context;
 use crate::invoicing::percent_text;
-use crate::store::PgConnection;
 use crate::store::billing::{self, Account, Standing};
 use crate::store::partitions::Month;
 use chrono::{DateTime, Utc};
@@ -132,7 +132,7 @@ struct Wanted {
 }
 
 /// An amount of at least nothing, in whole multiples of `unit` pico-dollars. What is not one is noted.
-pub(super) fn amount(checks: &mut Checks, field: &str, text: &str, unit: i128, expected: &str) -> Option<Usd> {
+fn amount(checks: &mut Checks, field: &str, text: &str, unit: i128, expected: &str) -> Option<Usd> {
     let amount = text.parse::<Usd>().ok().filter(|usd| (0..LIMIT).contains(&usd.pico) && usd.pico % unit == 0);
     checks.require(amount.is_some(), field, expected);
     amount
@@ -201,11 +201,6 @@ fn tax_rate(checks: &mut Checks, text: &str) -> u32 {
         "expected percent such as \"19\" or \"8.875\": 0 to 100, at most 3 places",
     );
     rate.unwrap_or_default()
-}
-
-pub(super) async fn standing(connection: &mut PgConnection, id: Uuid, month: Month) -> Result<Standing, ActionError> {
-    let found = billing::standings(connection, month, Some(&[id])).await?;
-    found.into_iter().next().ok_or_else(|| ActionError::not_found("organization", id))
 }
 
 fn view(standing: Standing, month: Month) -> Billing {

@@ -10,6 +10,7 @@ pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod prepaid;
+mod standing;
 pub(crate) mod usage;
 pub(crate) mod users;
 pub(crate) mod versions;

@@ -1,6 +1,6 @@
 //! Money paid ahead: what is in its ledger, and what operators append to it.
 
-use super::billing::standing;
+use super::standing::standing;
 use super::{ActionError, Checks, Operator, audit};
 use crate::budgets;
 use crate::context::Context;
