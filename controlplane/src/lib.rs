@@ -18,6 +18,7 @@ mod links;
 mod metrics;
 mod partitions;
 mod posting;
+mod pricing;
 mod roster;
 mod service;
 mod settings;

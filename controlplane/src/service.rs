@@ -12,6 +12,7 @@ use crate::links;
 use crate::metrics::Metrics;
 use crate::partitions;
 use crate::posting;
+use crate::pricing;
 use crate::roster::Roster;
 use crate::settings::Settings;
 use crate::spending::Spending;
@@ -142,6 +143,7 @@ impl ControlPlane {
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
         tasks.spawn(closer::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));

@@ -10,6 +10,7 @@ pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod prepaid;
+pub(crate) mod prices;
 mod standing;
 pub(crate) mod usage;
 pub(crate) mod users;

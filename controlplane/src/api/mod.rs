@@ -10,6 +10,7 @@ mod keys;
 mod models;
 mod organizations;
 mod prepaid;
+mod prices;
 mod problem;
 mod usage;
 mod users;
@@ -72,6 +73,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(users::routes())
         .merge(keys::routes())
         .merge(models::routes())
+        .merge(prices::routes())
         .merge(fleet::routes())
         .merge(usage::routes())
         .merge(cache::routes())

@@ -9,8 +9,12 @@ use rust_decimal::Decimal;
 use turnpike_config::Usd;
 use uuid::Uuid;
 
+/// Key of the advisory lock under which sums change («metering» in ASCII).
+const ROLLUP_LOCK: i64 = 0x6d65_7465_7269_6e67;
+
 /// Keeps usage from being summed anew until the transaction ends: what is read now is what is invoiced.
 pub(crate) async fn hold(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ROLLUP_LOCK).execute(&mut *connection).await?;
     sqlx::query("LOCK TABLE usage_records, usage_adjustments IN SHARE ROW EXCLUSIVE MODE").execute(connection).await?;
     Ok(())
 }
@@ -20,7 +24,7 @@ struct Row {
     kind: String,
     model_id: String,
     month: String,
-    price_version: i32,
+    price_version: i64,
     input_token: Option<Decimal>,
     output_token: Option<Decimal>,
     cached_input_token: Option<Decimal>,
@@ -107,7 +111,7 @@ WITH hours AS (
     SELECT 3, 'late', model_id, date, 0, requests, prompt_tokens, 0, completion_tokens, cost_usd
     FROM usage_adjustments WHERE organization_id = $1 AND date < $2 AND invoice_id IS NULL
 )
-SELECT kind, charged.model_id, to_char(date, 'YYYY-MM') AS month, price_version,
+SELECT kind, charged.model_id, to_char(date, 'YYYY-MM') AS month, price_version::bigint AS price_version,
     p.input_token, p.output_token, p.cached_input_token, p.request,
     sum(requests)::bigint AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
     sum(cached_tokens)::bigint AS cached_tokens, sum(completion_tokens)::bigint AS completion_tokens,

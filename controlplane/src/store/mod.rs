@@ -16,6 +16,7 @@ pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;
 pub(crate) mod prepaid;
+pub(crate) mod prices;
 pub(crate) mod purges;
 pub(crate) mod requests;
 pub(crate) mod routing;

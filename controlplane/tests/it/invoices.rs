@@ -216,6 +216,7 @@ async fn racing_closers_make_one_invoice_each_and_numbers_without_a_gap() {
     let invoice = close(&plane, &tenants[3], 1).await["invoice"].clone();
     assert_eq!(invoice["invoice_number"], format!("TP-{year}-000006"));
     let line = &invoice["line_items"][0];
+    assert_eq!(line["unit_prices"]["input_token"], "0.00001");
     assert_eq!((&line["price_version"], &line["exact_amount"]), (&json!(1), &json!("1.500000000001")));
 }
 

@@ -12,4 +12,5 @@ mod nodes;
 mod peers;
 mod plane;
 mod prepaid;
+mod prices;
 mod usage;
