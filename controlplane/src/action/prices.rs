@@ -69,7 +69,7 @@ pub(super) async fn add(
     pricing: &Value,
     from: DateTime<Utc>,
 ) -> Result<ModelPrice, ActionError> {
-    let price = Price::from_pricing(pricing).map_err(|error| ActionError::field("pricing", &error.to_string()))?;
+    let price = Price::from_pricing(pricing).map_err(|error| ActionError::field("pricing", error.to_string()))?;
     let added = prices::add(edit.connection(), model, from.trunc_subsecs(3), pricing, price, &operator.name()).await?;
     let details = json!({"version": added.version, "effective_from": added.effective_from, "pricing": pricing});
     audit(edit, operator, "model_price.create", ("model", model), details).await?;
