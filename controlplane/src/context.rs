@@ -4,6 +4,8 @@ use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::roster::{NodeLive, Roster};
+use crate::settings::Invoicing;
+use crate::spending::Spending;
 use crate::store::Store;
 use crate::watermarks::Watermarks;
 use std::sync::Arc;
@@ -19,10 +21,14 @@ pub(crate) struct Context {
     pub(crate) ingest: Ingest,
     /// How far the usage of connected edges is stored.
     pub(crate) watermarks: Watermarks,
+    /// Who spent something just now.
+    pub(crate) spending: Arc<Spending>,
     /// Connected edges.
     pub(crate) edges: Roster<()>,
     /// Connected nodes.
     pub(crate) nodes: Roster<NodeLive>,
+    /// What invoices say beside usage.
+    pub(crate) invoicing: Invoicing,
     /// Counters and gauges.
     pub(crate) metrics: Arc<Metrics>,
 }

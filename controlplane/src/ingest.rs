@@ -2,6 +2,7 @@
 
 use crate::metrics::{EventFate, Metrics};
 use crate::partitions::{self, MONTHS_AHEAD};
+use crate::spending::Spending;
 use crate::store::partitions::{Month, Partitioned};
 use crate::store::usage::{self, UsageRow};
 use crate::store::{self, Store, StoreError};
@@ -25,12 +26,13 @@ const COST_LIMIT: u128 = 10_u128.pow(24);
 pub(crate) struct Ingest {
     store: Store,
     metrics: Arc<Metrics>,
+    spending: Arc<Spending>,
     keep_months: u32,
 }
 
 impl Ingest {
-    pub(crate) const fn new(store: Store, metrics: Arc<Metrics>, keep_months: u32) -> Self {
-        Self { store, metrics, keep_months }
+    pub(crate) const fn new(store: Store, metrics: Arc<Metrics>, spending: Arc<Spending>, keep_months: u32) -> Self {
+        Self { store, metrics, spending, keep_months }
     }
 
     /// Stores a batch from `edge`. Once this returns without an error, every event is durable or was counted as
@@ -101,6 +103,7 @@ impl Ingest {
         let stored = usage::insert(&mut tx, rows).await?;
         usage::advance(&mut tx, edge, epoch, through, rows.last().map(UsageRow::ended_at)).await?;
         tx.commit().await?;
+        self.spending.tell(organizations);
         let orphans = rows.iter().filter(|row| unknown.contains(&row.event.organization.0));
         let dropped =
             orphans.map(|row| self.drop_event(edge, &row.event, EventFate::UnknownOrganization)).count() as u64;

@@ -113,6 +113,14 @@ pub(crate) struct Metrics {
     pub(crate) partition_failures: Counter,
     /// Failed runs of the budget reconciler.
     pub(crate) budget_failures: Counter,
+    /// Failed runs of the posting reconciler.
+    pub(crate) posting_failures: Counter,
+    /// Months or organizations that could not be closed.
+    pub(crate) closing_failures: Counter,
+    /// 1 while a month waits for usage that may still come.
+    pub(crate) closing_waiting: Gauge,
+    /// Times that an invoice did not match its checksum when it was read.
+    pub(crate) invoice_checksum_failures: Counter,
     pushes: Family<PushLabels, Counter>,
     events: Family<FateLabels, Counter>,
     admin_requests: Family<StatusLabels, Counter>,
@@ -135,6 +143,10 @@ impl Metrics {
             ingest_duration: Histogram::new(SECONDS),
             partition_failures: Counter::default(),
             budget_failures: Counter::default(),
+            posting_failures: Counter::default(),
+            closing_failures: Counter::default(),
+            closing_waiting: Gauge::default(),
+            invoice_checksum_failures: Counter::default(),
             pushes: Family::default(),
             events: Family::default(),
             admin_requests: Family::default(),
@@ -163,6 +175,11 @@ impl Metrics {
         );
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
         r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
+        r.register("prepaid_posting_failures", "Failed posting runs", self.posting_failures.clone());
+        r.register("closing_failures", "Months that could not be closed", self.closing_failures.clone());
+        r.register("closing_waiting", "Whether a month waits for usage to come", self.closing_waiting.clone());
+        let failures = self.invoice_checksum_failures.clone();
+        r.register("invoice_checksum_failures", "Reads of an invoice that does not match its checksum", failures);
         r.register("pushes", "Frames sent to edges", self.pushes.clone());
         r.register("usage_events", "Usage events received, by what became of them", self.events.clone());
         r.register("admin_requests", "Admin API answers by class", self.admin_requests.clone());

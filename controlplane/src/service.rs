@@ -3,14 +3,18 @@
 use crate::admission::{BadTokens, Tokens};
 use crate::api::{self, ApiState};
 use crate::budgets;
+use crate::closer;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
 use crate::ingest::Ingest;
 use crate::links;
 use crate::metrics::Metrics;
 use crate::partitions;
+use crate::posting;
+use crate::pricing;
 use crate::roster::Roster;
 use crate::settings::Settings;
+use crate::spending::Spending;
 use crate::store::{ConnectError, Store, StoreError};
 use crate::watermarks::Watermarks;
 use chrono::Utc;
@@ -95,9 +99,20 @@ impl ControlPlane {
         partitions::reconcile(&store, Utc::now(), settings.keep_months).await.map_err(Cause::Partitions)?;
         let metrics = Arc::new(Metrics::new());
         let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
-        let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), settings.keep_months);
+        let spending = Arc::new(Spending::default());
+        let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), Arc::clone(&spending), settings.keep_months);
         let (watermarks, edges, nodes) = (Watermarks::default(), Roster::default(), Roster::default());
-        let context = Arc::new(Context { store, feed, ingest, watermarks, edges, nodes, metrics });
+        let context = Arc::new(Context {
+            store,
+            feed,
+            ingest,
+            watermarks,
+            spending,
+            edges,
+            nodes,
+            invoicing: settings.invoicing.clone(),
+            metrics,
+        });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
         let Settings { keep_months, reconcile_every, .. } = *settings;
         Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })
@@ -127,6 +142,9 @@ impl ControlPlane {
         let metrics = Arc::clone(&context.metrics);
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
+        tasks.spawn(closer::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));
         tasks.close();

@@ -5,9 +5,12 @@ mod cache;
 mod extract;
 mod fleet;
 mod health;
+mod invoices;
 mod keys;
 mod models;
 mod organizations;
+mod prepaid;
+mod prices;
 mod problem;
 mod usage;
 mod users;
@@ -65,9 +68,12 @@ pub(crate) fn router(state: ApiState) -> Router {
     let (admin, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(organizations::routes())
         .merge(billing::routes())
+        .merge(prepaid::routes())
+        .merge(invoices::routes())
         .merge(users::routes())
         .merge(keys::routes())
         .merge(models::routes())
+        .merge(prices::routes())
         .merge(fleet::routes())
         .merge(usage::routes())
         .merge(cache::routes())

@@ -1,7 +1,7 @@
 //! Monthly partitions of `inference_requests` and `usage_records`, named `TABLE_yYYYYmMM`, in UTC.
 
 use super::{PgConnection, StoreError};
-use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, NaiveTime, Utc};
 use sqlx::AssertSqlSafe;
 
 /// Key of the advisory lock under which partitions are made and retired («partitio» in ASCII).
@@ -49,6 +49,16 @@ impl Month {
     pub(crate) fn of(moment: DateTime<Utc>) -> Self {
         let month = i32::try_from(moment.month0()).unwrap_or_default();
         Self(moment.year() * 12 + month)
+    }
+
+    /// The month of a day.
+    pub(crate) fn of_day(day: NaiveDate) -> Self {
+        Self::of(day.and_time(NaiveTime::MIN).and_utc())
+    }
+
+    /// The moment it begins.
+    pub(crate) fn start(self) -> DateTime<Utc> {
+        self.first_day().and_time(NaiveTime::MIN).and_utc()
     }
 
     /// `months` later, or earlier if negative.

@@ -29,9 +29,8 @@ impl UsageRow {
     }
 }
 
-/// Stores those events that are new and whose organization exists, adds them to the daily sums, debits what is added
-/// from money paid ahead, and notes when keys were last used. Returns how many were stored. An unknown key or model is
-/// stored as none.
+/// Stores those events that are new and whose organization exists, adds them to the daily sums, and notes when keys
+/// were last used. Returns how many were stored. An unknown key or model is stored as none.
 ///
 /// One statement: an event is either counted everywhere or nowhere.
 pub(crate) async fn insert(connection: &mut PgConnection, rows: &[UsageRow]) -> Result<u64, StoreError> {
@@ -79,7 +78,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, rows: &[UsageRow]) -> 
     Ok(stored.unsigned_abs())
 }
 
-// Sums, keys and accounts are locked in the order of their keys, so that two edges' batches cannot wait for each other.
+// Sums and keys are locked in the order of their keys, so that two edges' batches cannot wait for each other.
 const INSERT: &str = "
 WITH inserted AS (
     INSERT INTO inference_requests (id, organization_id, api_key_id, model_id, model_version, request_type,
@@ -126,15 +125,6 @@ WITH inserted AS (
     UPDATE api_keys SET last_used_at = greatest(api_keys.last_used_at, latest.at)
     FROM locked, (SELECT api_key_id, max(created_at) AS at FROM inserted GROUP BY 1) AS latest
     WHERE api_keys.id = locked.id AND latest.api_key_id = locked.id
-), ahead AS (
-    SELECT id, organization_id FROM billing_accounts
-    WHERE prepaid_balance IS NOT NULL AND organization_id IN (SELECT organization_id FROM inserted)
-    ORDER BY id FOR NO KEY UPDATE
-), debited AS (
-    UPDATE billing_accounts SET prepaid_balance = billing_accounts.prepaid_balance - due.cost_usd, updated_at = now()
-    FROM ahead, (SELECT organization_id, sum(cost_usd) AS cost_usd FROM inserted WHERE model_id IS NOT NULL GROUP BY 1)
-        AS due
-    WHERE billing_accounts.id = ahead.id AND due.organization_id = ahead.organization_id
 )
 SELECT count(*) FROM inserted";
 

@@ -39,6 +39,7 @@ pub(crate) struct Plane {
     pub(crate) database: String,
     pub(crate) pool: PgPool,
     pub(crate) link: SocketAddr,
+    more: String,
     base: String,
     http: Client,
     directory: TempDir,
@@ -51,10 +52,16 @@ impl Plane {
     /// On a fresh database of the server that all tests share.
     pub(crate) async fn start() -> Self {
         let url = tokio::task::spawn_blocking(|| Postgres::shared_temporary().unwrap().fresh_database().unwrap());
-        Self::start_on(url.await.unwrap()).await
+        Self::start_on(url.await.unwrap(), "").await
     }
 
-    pub(crate) async fn start_on(database: String) -> Self {
+    /// The same with further lines of settings.
+    pub(crate) async fn start_with(settings: &str) -> Self {
+        let url = tokio::task::spawn_blocking(|| Postgres::shared_temporary().unwrap().fresh_database().unwrap());
+        Self::start_on(url.await.unwrap(), settings).await
+    }
+
+    pub(crate) async fn start_on(database: String, settings: &str) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| rustls::crypto::ring::default_provider().install_default().unwrap());
         let directory = TempDir::new().unwrap();
@@ -67,6 +74,7 @@ impl Plane {
         let mut plane = Self {
             pool: sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_lazy(&database).unwrap(),
             database,
+            more: settings.to_owned(),
             link: ([127, 0, 0, 1], 0).into(),
             base: String::new(),
             http: Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
@@ -93,13 +101,14 @@ impl Plane {
         let text = format!(
             "region = \"test\"\nhttp.listen = \"127.0.0.1:0\"\nlink.listen = \"{}\"\nadmin.token_file = {:?}\n\
              tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n\
-             billing.reconcile_every = \"200ms\"\n",
+             billing.reconcile_every = \"200ms\"\n{}\n",
             self.link,
             self.directory.path().join("tokens"),
             files.ca,
             files.cert,
             files.key,
             self.database,
+            self.more,
         );
         Settings::load("test", &text, &|_| None).unwrap()
     }
