@@ -7,6 +7,7 @@ mod connect;
 pub(crate) mod edges;
 pub(crate) mod keys;
 pub(crate) mod models;
+pub(crate) mod node_ledger;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;

@@ -7,6 +7,7 @@ mod cache;
 mod feed;
 mod lifecycle;
 mod limits;
+mod node_ledger;
 mod nodes;
 mod peers;
 mod plane;
