@@ -102,7 +102,7 @@ impl Front {
             Ok(Some(found)) => json_response(StatusCode::OK, &Known { state: found.state, tokens: found.tokens }),
             Ok(None) => {
                 let message = format!("this node's ledger does not know the event {event}");
-                refuse(StatusCode::NOT_FOUND, "invalid_request_error", "event_not_found", message)
+                refuse(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_event", message)
             }
             Err(error) => {
                 tracing::error!(%error, "the ledger cannot be read");

@@ -77,7 +77,7 @@ async fn a_request_that_the_engine_does_not_answer_takes_nothing() {
     let refused = chat(&node, unserved, "x", &json!({})).header("x-turnpike-model", "other").send().await.unwrap();
     assert_eq!(refused.status(), 404);
     let (status, body) = ask(&node, unserved).await;
-    assert_eq!((status, &body["error"]["code"]), (404, &json!("event_not_found")));
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("unknown_event")));
     // Answered without a count: what the edge judged.
     let body = json!({"model": "m", "input": "fine words"});
     let post = node.post("/v1/moderations", &body).header("x-turnpike-event", no_usage.to_string());
