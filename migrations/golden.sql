@@ -424,6 +424,22 @@ CREATE TABLE public.models (
     CONSTRAINT models_pricing_check CHECK ((jsonb_typeof(pricing) = 'object'::text))
 );
 
+CREATE TABLE public.node_ledger (
+    day date NOT NULL,
+    event_id uuid NOT NULL,
+    node character varying(255) NOT NULL,
+    state character varying(20) NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    cached_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    received_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT node_ledger_cached_tokens_check CHECK ((cached_tokens >= 0)),
+    CONSTRAINT node_ledger_completion_tokens_check CHECK ((completion_tokens >= 0)),
+    CONSTRAINT node_ledger_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
+    CONSTRAINT node_ledger_state_check CHECK (((state)::text = ANY ((ARRAY['counted'::character varying, 'seen'::character varying, 'refused'::character varying, 'lost'::character varying])::text[])))
+)
+PARTITION BY RANGE (day);
+
 CREATE TABLE public.nodes (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     name text NOT NULL,
@@ -631,6 +647,9 @@ ALTER TABLE ONLY public.model_versions
 
 ALTER TABLE ONLY public.models
     ADD CONSTRAINT models_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.node_ledger
+    ADD CONSTRAINT node_ledger_pkey PRIMARY KEY (day, event_id, node);
 
 ALTER TABLE ONLY public.nodes
     ADD CONSTRAINT nodes_name_key UNIQUE (name);

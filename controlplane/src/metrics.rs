@@ -109,6 +109,10 @@ pub(crate) struct Metrics {
     pub(crate) ingest_failures: Counter,
     /// From receiving a batch until it was durable.
     pub(crate) ingest_duration: Histogram,
+    /// Entries of nodes' ledgers that came, repeated ones too.
+    pub(crate) ledger_entries: Counter,
+    /// Those of them that no table can hold.
+    pub(crate) ledger_entries_dropped: Counter,
     /// Failed runs of the partition reconciler.
     pub(crate) partition_failures: Counter,
     /// Failed runs of the budget reconciler.
@@ -141,6 +145,8 @@ impl Metrics {
             nodes_connected: Gauge::default(),
             ingest_failures: Counter::default(),
             ingest_duration: Histogram::new(SECONDS),
+            ledger_entries: Counter::default(),
+            ledger_entries_dropped: Counter::default(),
             partition_failures: Counter::default(),
             budget_failures: Counter::default(),
             posting_failures: Counter::default(),
@@ -173,6 +179,8 @@ impl Metrics {
             Unit::Seconds,
             self.ingest_duration.clone(),
         );
+        r.register("node_ledger_entries", "Entries of nodes' ledgers that came", self.ledger_entries.clone());
+        r.register("node_ledger_dropped", "Entries without a likely time", self.ledger_entries_dropped.clone());
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
         r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
         r.register("prepaid_posting_failures", "Failed posting runs", self.posting_failures.clone());

@@ -12,6 +12,7 @@ pub(crate) mod invoices;
 pub(crate) mod keys;
 pub(crate) mod leader;
 pub(crate) mod models;
+pub(crate) mod node_ledger;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;

@@ -8,6 +8,7 @@ mod feed;
 mod invoices;
 mod lifecycle;
 mod limits;
+mod node_ledger;
 mod nodes;
 mod peers;
 mod plane;
