@@ -157,15 +157,16 @@ impl Front {
         let slot = self.queue.admit(ticket).await?;
         self.metrics.waited(arrived.elapsed());
         ending.slot_since = Some(Instant::now());
-        let recording = self.begin(event).await?;
+        let mut recording = self.begin(event).await?;
+        let estimate = account::number(&head.headers, headers::PROMPT_ESTIMATE).unwrap_or(0);
+        if let Some(recording) = &mut recording {
+            recording.hand_over(estimate);
+        }
         let request = EngineRequest { endpoint, model, version, body, request_id: id.to_owned() };
         tracing::debug!(request_id = id, model = request.model, version = request.version, "to the engine");
         let answered = self.engine.serve(request).await;
         let response = match (answered, recording) {
-            (Ok(response), Some(recording)) => {
-                let estimate = account::number(&head.headers, headers::PROMPT_ESTIMATE).unwrap_or(0);
-                account::record(response, recording, estimate).await
-            }
+            (Ok(response), Some(recording)) => account::record(response, recording, estimate).await,
             (Ok(response), None) => response,
             (Err(error), recording) => {
                 if let Some(recording) = recording {

@@ -144,6 +144,7 @@ impl Ledger {
             commands: self.commands.clone(),
             event,
             attempt,
+            worked_on: None,
             ended: false,
         };
         recording.send(Command::Begin { event, attempt, done });
@@ -211,17 +212,24 @@ fn lock(directory: &Path) -> Result<File, LedgerError> {
     }
 }
 
-/// A request that is recorded as begun. Dropped without an end, it was never answered.
+/// A request that is recorded as begun. Dropped without an end, it was never answered: the edge has left.
 #[derive(Debug)]
 pub(crate) struct Recording {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     event: EventId,
     attempt: u64,
+    /// The prompt's size, once the engine has it.
+    worked_on: Option<u32>,
     ended: bool,
 }
 
 impl Recording {
+    /// The engine gets it, with a prompt of so many tokens as the edge judges it: that much is used from here on.
+    pub(crate) fn hand_over(&mut self, prompt: u32) {
+        self.worked_on = Some(prompt);
+    }
+
     /// Records how it ended; only the first end counts. What comes back resolves once that is written, or at once if the
     /// disk refuses; it is then tried again.
     pub(crate) fn end(&mut self, state: LedgerState, tokens: Tokens) -> oneshot::Receiver<()> {
@@ -242,7 +250,10 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        drop(self.end(LedgerState::Refused, Tokens::default()));
+        drop(match self.worked_on {
+            Some(prompt) => self.end(LedgerState::Seen, Tokens { prompt, ..Tokens::default() }),
+            None => self.end(LedgerState::Refused, Tokens::default()),
+        });
     }
 }
 

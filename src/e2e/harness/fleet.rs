@@ -148,12 +148,28 @@ impl Fleet {
 
     /// Starts a plane with the settings it has, and waits until it says it is ready.
     pub(crate) async fn start_plane(&mut self, name: &str) {
+        self.start_plane_with(name, &[]).await;
+    }
+
+    /// Kills a plane and starts it again as one that dies where it passes `point` (`NAME` or `NAME#n`).
+    pub(crate) async fn restart_to_crash(&mut self, name: &str, point: &str) {
+        self.kill(name);
+        self.start_plane_with(name, &[("TURNPIKE_CRASH_AT", point)]).await;
+    }
+
+    /// Whether a plane's process is there.
+    pub(crate) fn is_running(&mut self, name: &str) -> bool {
+        self.planes.get_mut(name).is_some_and(Process::is_running)
+    }
+
+    async fn start_plane_with(&mut self, name: &str, environment: &[(&str, &str)]) {
         let plane = match name {
             "control" => "controlplane",
             edge if edge.starts_with("edge") => "dataplane",
             _ => "gpu-node",
         };
         let mut command = turnpike();
+        command.envs(environment.iter().copied());
         command.arg(plane).arg("--exit-with-parent").arg("--config").arg(self.path(&format!("{name}.toml")));
         let process = Process::start(command, &self.path(&format!("{name}.log")));
         self.planes.insert(name.to_owned(), process);
