@@ -1,5 +1,6 @@
 //! A deployment made by hand, plane by plane, as an operator does it with settings files and `turnpike certs`.
 
+use super::process::descendants;
 use super::{Admin, Process, eventually, get, turnpike};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -142,7 +143,8 @@ impl Fleet {
         self.metrics.insert(name.to_owned(), format!("http://127.0.0.1:{metrics_port}"));
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A file of its own: settings, logs, and the planes' data as `NAME-data`.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -195,6 +197,14 @@ impl Fleet {
     /// Kills a plane as a power cut would.
     pub(crate) fn kill(&mut self, name: &str) {
         self.planes.get_mut(name).unwrap().kill();
+    }
+
+    /// Crashes the database: one of its processes is killed, it ends all others, and recovers by its log.
+    pub(crate) async fn crash_database(&self) {
+        let victim = eventually("PostgreSQL has processes", async || {
+            descendants(self.postgres.id().unwrap()).pop().ok_or_else(|| "it recovers".to_owned())
+        });
+        victim.await.kill();
     }
 
     /// A plane's process id.
