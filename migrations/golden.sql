@@ -514,6 +514,41 @@ CREATE TABLE public.purged_answers (
     CONSTRAINT purged_answers_cache_key_check CHECK ((cache_key ~ '^[0-9a-f]{64}$'::text))
 );
 
+CREATE TABLE public.recharges (
+    id uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    amount numeric(20,2) NOT NULL,
+    customer character varying(100),
+    payment_method character varying(100),
+    status character varying(20) DEFAULT 'open'::character varying NOT NULL,
+    provider_id character varying(100),
+    failures integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    error text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT recharges_amount_check CHECK ((amount > (0)::numeric)),
+    CONSTRAINT recharges_check CHECK ((((status)::text = 'open'::text) = (ended_at IS NULL))),
+    CONSTRAINT recharges_failures_check CHECK ((failures >= 0)),
+    CONSTRAINT recharges_status_check CHECK (((status)::text = ANY ((ARRAY['open'::character varying, 'succeeded'::character varying, 'failed'::character varying])::text[])))
+);
+
+CREATE TABLE public.stripe_events (
+    id character varying(255) NOT NULL,
+    type character varying(100) NOT NULL,
+    received_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE public.stripe_invoices (
+    invoice_id uuid NOT NULL,
+    finalized_at timestamp with time zone,
+    told character varying(50) DEFAULT 'draft'::character varying NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    error text,
+    CONSTRAINT stripe_invoices_failures_check CHECK ((failures >= 0))
+);
+
 CREATE TABLE public.usage_adjustments (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     organization_id uuid NOT NULL,
@@ -669,6 +704,18 @@ ALTER TABLE ONLY public.prepaid_entries
 ALTER TABLE ONLY public.purged_answers
     ADD CONSTRAINT purged_answers_pkey PRIMARY KEY (cache_key);
 
+ALTER TABLE ONLY public.recharges
+    ADD CONSTRAINT recharges_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.recharges
+    ADD CONSTRAINT recharges_provider_id_key UNIQUE (provider_id);
+
+ALTER TABLE ONLY public.stripe_events
+    ADD CONSTRAINT stripe_events_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.stripe_invoices
+    ADD CONSTRAINT stripe_invoices_pkey PRIMARY KEY (invoice_id);
+
 ALTER TABLE ONLY public.usage_adjustments
     ADD CONSTRAINT usage_adjustments_pkey PRIMARY KEY (id);
 
@@ -784,6 +831,12 @@ CREATE UNIQUE INDEX idx_organizations_slug ON public.organizations USING btree (
 CREATE INDEX idx_prepaid_entries_organization_id ON public.prepaid_entries USING btree (organization_id, id);
 
 CREATE INDEX idx_purged_answers_purged_at ON public.purged_answers USING btree (purged_at);
+
+CREATE UNIQUE INDEX idx_recharges_one_open ON public.recharges USING btree (organization_id) WHERE ((status)::text = 'open'::text);
+
+CREATE INDEX idx_recharges_organization_id ON public.recharges USING btree (organization_id, created_at);
+
+CREATE INDEX idx_stripe_events_received_at ON public.stripe_events USING btree (received_at);
 
 CREATE INDEX idx_usage_records_date ON ONLY public.usage_records USING btree (date);
 
@@ -901,6 +954,12 @@ ALTER TABLE ONLY public.model_versions
 
 ALTER TABLE ONLY public.prepaid_entries
     ADD CONSTRAINT prepaid_entries_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.recharges
+    ADD CONSTRAINT recharges_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.stripe_invoices
+    ADD CONSTRAINT stripe_invoices_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);
 
 ALTER TABLE ONLY public.usage_adjustments
     ADD CONSTRAINT usage_adjustments_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);

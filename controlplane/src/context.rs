@@ -7,6 +7,7 @@ use crate::roster::{NodeLive, Roster};
 use crate::settings::Invoicing;
 use crate::spending::Spending;
 use crate::store::Store;
+use crate::stripe::Stripe;
 use crate::watermarks::Watermarks;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) nodes: Roster<NodeLive>,
     /// What invoices say beside usage.
     pub(crate) invoicing: Invoicing,
+    /// Who collects the money, if somebody does.
+    pub(crate) stripe: Option<Arc<Stripe>>,
     /// Counters and gauges.
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -9,6 +9,7 @@ mod api;
 mod budgets;
 mod closer;
 mod closing;
+mod collecting;
 mod context;
 mod feed;
 mod ingest;
@@ -23,6 +24,7 @@ mod service;
 mod settings;
 mod spending;
 mod store;
+mod stripe;
 mod watermarks;
 
 pub use service::{ControlPlane, Error, run};

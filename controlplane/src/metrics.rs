@@ -125,6 +125,10 @@ pub(crate) struct Metrics {
     pub(crate) closing_waiting: Gauge,
     /// Times that an invoice did not match its checksum when it was read.
     pub(crate) invoice_checksum_failures: Counter,
+    /// Calls to Stripe that failed.
+    pub(crate) stripe_failures: Counter,
+    /// Invoices of which Stripe says otherwise.
+    pub(crate) stripe_conflicts: Counter,
     pushes: Family<PushLabels, Counter>,
     events: Family<FateLabels, Counter>,
     admin_requests: Family<StatusLabels, Counter>,
@@ -153,6 +157,8 @@ impl Metrics {
             closing_failures: Counter::default(),
             closing_waiting: Gauge::default(),
             invoice_checksum_failures: Counter::default(),
+            stripe_failures: Counter::default(),
+            stripe_conflicts: Counter::default(),
             pushes: Family::default(),
             events: Family::default(),
             admin_requests: Family::default(),
@@ -188,6 +194,12 @@ impl Metrics {
         r.register("closing_waiting", "Whether a month waits for usage to come", self.closing_waiting.clone());
         let failures = self.invoice_checksum_failures.clone();
         r.register("invoice_checksum_failures", "Reads of an invoice that does not match its checksum", failures);
+        r.register(
+            "stripe_failures",
+            "Things that could not be collected through Stripe",
+            self.stripe_failures.clone(),
+        );
+        r.register("stripe_conflicts", "Invoices of which Stripe says otherwise", self.stripe_conflicts.clone());
         r.register("pushes", "Frames sent to edges", self.pushes.clone());
         r.register("usage_events", "Usage events received, by what became of them", self.events.clone());
         r.register("admin_requests", "Admin API answers by class", self.admin_requests.clone());

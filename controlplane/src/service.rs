@@ -4,6 +4,7 @@ use crate::admission::{BadTokens, Tokens};
 use crate::api::{self, ApiState};
 use crate::budgets;
 use crate::closer;
+use crate::collecting;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
 use crate::ingest::Ingest;
@@ -13,9 +14,10 @@ use crate::partitions;
 use crate::posting;
 use crate::pricing;
 use crate::roster::Roster;
-use crate::settings::Settings;
+use crate::settings::{Settings, StripeSettings};
 use crate::spending::Spending;
 use crate::store::{ConnectError, Store, StoreError};
+use crate::stripe::{BadSecret, Client, Secret, Stripe};
 use crate::watermarks::Watermarks;
 use chrono::Utc;
 use std::net::SocketAddr;
@@ -52,6 +54,8 @@ enum Cause {
     Partitions(#[source] StoreError),
     #[error("compiling the routing: {0}")]
     Feed(#[from] FeedError),
+    #[error(transparent)]
+    Stripe(#[from] BadSecret),
     #[error("serving http: {0}")]
     Serve(#[from] std::io::Error),
 }
@@ -65,6 +69,14 @@ pub struct ControlPlane {
     link: Arc<LinkServer>,
     keep_months: u32,
     reconcile_every: Duration,
+    collect_every: Option<Duration>,
+}
+
+/// The account that collects the money.
+fn load_stripe(settings: &StripeSettings) -> Result<Stripe, BadSecret> {
+    let key = Secret::load("stripe.secret_key_file", &settings.secret_key_file)?;
+    let webhook_secret = Secret::load("stripe.webhook_secret_file", &settings.webhook_secret_file)?;
+    Ok(Stripe { client: Client::new(settings.url.clone(), key, settings.timeout)?, webhook_secret })
 }
 
 /// Runs the control plane until `shutdown` is cancelled, then drains. To be called inside a tokio runtime.
@@ -99,6 +111,7 @@ impl ControlPlane {
         partitions::reconcile(&store, Utc::now(), settings.keep_months).await.map_err(Cause::Partitions)?;
         let metrics = Arc::new(Metrics::new());
         let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
+        let stripe = settings.stripe.as_ref().map(load_stripe).transpose()?.map(Arc::new);
         let spending = Arc::new(Spending::default());
         let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), Arc::clone(&spending), settings.keep_months);
         let (watermarks, edges, nodes) = (Watermarks::default(), Roster::default(), Roster::default());
@@ -111,11 +124,13 @@ impl ControlPlane {
             edges,
             nodes,
             invoicing: settings.invoicing.clone(),
+            stripe,
             metrics,
         });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
         let Settings { keep_months, reconcile_every, .. } = *settings;
-        Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })
+        let collect_every = settings.stripe.as_ref().map(|stripe| stripe.every);
+        Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every, collect_every })
     }
 
     /// Where the admin API listens.
@@ -134,7 +149,7 @@ impl ControlPlane {
     /// The HTTP listener broke.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let tasks = TaskTracker::new();
-        let Self { context, tokens, http, link, keep_months, reconcile_every, .. } = self;
+        let Self { context, tokens, http, link, keep_months, reconcile_every, collect_every, .. } = self;
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
         tasks.spawn(async move { feed.run(stop).await });
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
@@ -142,6 +157,9 @@ impl ControlPlane {
         let metrics = Arc::clone(&context.metrics);
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
+        if let Some(every) = collect_every {
+            tasks.spawn(collecting::run(Arc::clone(&context), every, shutdown.clone()));
+        }
         tasks.spawn(closer::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));

@@ -1,6 +1,9 @@
 //! Bootstrap settings of the control plane.
 
-use crate::invoicing::Party;
+mod money;
+
+pub(crate) use money::{Invoicing, StripeSettings};
+
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -22,60 +25,6 @@ const DEFAULT_RECONCILE: Duration = Duration::from_secs(5);
 /// How short and how long that may be: the sums cost the database work, and edges spend on what they were told.
 const RECONCILE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
-/// Days from an invoice's date until it is due, unless set otherwise; a year at most.
-const DEFAULT_DUE_DAYS: u32 = 14;
-const MAX_DUE_DAYS: u32 = 366;
-/// How long after a month's end it is closed, unless set otherwise.
-const DEFAULT_CLOSE_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// Between two looks at whether a month is to be closed, unless set otherwise.
-const DEFAULT_CLOSE_EVERY: Duration = Duration::from_secs(600);
-/// How short and how long that may be.
-const CLOSE_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
-/// What invoice numbers begin with, unless set otherwise.
-const DEFAULT_PREFIX: &str = "TP";
-
-/// What invoices say beside usage, and when they are made.
-#[derive(Clone, Debug)]
-pub(crate) struct Invoicing {
-    /// Who asks for the money.
-    pub(crate) seller: Party,
-    /// What numbers begin with.
-    pub(crate) number_prefix: String,
-    /// Days until an invoice is due.
-    pub(crate) due_days: u32,
-    /// How long after a month's end it is closed.
-    pub(crate) close_after: Duration,
-    /// Between two looks at whether a month is to be closed.
-    pub(crate) close_every: Duration,
-}
-
-impl Invoicing {
-    fn from_fields(fields: &mut Fields<'_>) -> Self {
-        let due_days = fields.or("billing.due_days", DEFAULT_DUE_DAYS);
-        let close_every = fields.or("billing.close_every", DEFAULT_CLOSE_EVERY);
-        let number_prefix = fields.or("billing.number_prefix", DEFAULT_PREFIX.to_owned());
-        if due_days > MAX_DUE_DAYS {
-            fields.mistake("billing.due_days", "expected 0 to 366");
-        }
-        if !CLOSE_EVERY.contains(&close_every) {
-            fields.mistake("billing.close_every", "expected 100ms to 24h");
-        }
-        let short = (1..=10).contains(&number_prefix.len());
-        if !short || !number_prefix.bytes().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit()) {
-            fields.mistake("billing.number_prefix", "expected 1 to 10 of A-Z and 0-9");
-        }
-        let address: Option<String> = fields.optional("billing.seller_address");
-        let seller = Party {
-            name: fields.or("billing.seller_name", String::new()),
-            address: address.map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default(),
-            tax_id: fields.optional("billing.seller_tax_id"),
-            email: fields.optional("billing.seller_email"),
-        };
-        let close_after = fields.or("billing.close_after", DEFAULT_CLOSE_AFTER);
-        Self { seller, number_prefix, due_days, close_after, close_every }
-    }
-}
-
 /// What the control plane must know to start.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -89,6 +38,7 @@ pub struct Settings {
     pub(crate) keep_months: u32,
     pub(crate) reconcile_every: Duration,
     pub(crate) invoicing: Invoicing,
+    pub(crate) stripe: Option<StripeSettings>,
 }
 
 impl Settings {
@@ -112,6 +62,7 @@ impl Settings {
         let keep_months = fields.or("usage.keep_months", DEFAULT_KEEP_MONTHS);
         let reconcile_every = fields.or("billing.reconcile_every", DEFAULT_RECONCILE);
         let invoicing = Invoicing::from_fields(&mut fields);
+        let stripe = StripeSettings::from_fields(&mut fields);
         if url.as_deref().is_some_and(|url| !url.starts_with("postgres://") && !url.starts_with("postgresql://")) {
             // The value is not repeated: it may hold a password.
             fields.mistake("postgres.url", "expected a URL such as postgres://user@host:5432/database");
@@ -137,6 +88,7 @@ impl Settings {
                 keep_months,
                 reconcile_every,
                 invoicing,
+                stripe,
             })
         })();
         fields.finish(settings)

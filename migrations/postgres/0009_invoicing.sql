@@ -233,3 +233,45 @@ CREATE TRIGGER credit_notes_append_only BEFORE UPDATE OR DELETE ON credit_notes
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER credit_notes_no_truncate BEFORE TRUNCATE ON credit_notes
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- Money that is asked for because little is left of what was paid ahead: one request at a time and organization.
+CREATE TABLE recharges (
+    id uuid PRIMARY KEY,
+    organization_id uuid NOT NULL REFERENCES organizations (id),
+    amount numeric(20, 2) NOT NULL CHECK (amount > 0),
+    -- What the provider is asked with, so that asking again is the same request.
+    customer varchar(100),
+    payment_method varchar(100),
+    status varchar(20) NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'succeeded', 'failed')),
+    provider_id varchar(100) UNIQUE,
+    -- Failures in a row, this one included; none is asked for before retry_at.
+    failures integer NOT NULL DEFAULT 0 CHECK (failures >= 0),
+    retry_at timestamptz,
+    error text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    CHECK ((status = 'open') = (ended_at IS NULL))
+);
+
+CREATE UNIQUE INDEX idx_recharges_one_open ON recharges (organization_id) WHERE status = 'open';
+CREATE INDEX idx_recharges_organization_id ON recharges (organization_id, created_at);
+
+-- How far an invoice has come at Stripe.
+CREATE TABLE stripe_invoices (
+    invoice_id uuid PRIMARY KEY REFERENCES invoices (id),
+    finalized_at timestamptz,
+    -- The status that Stripe knows.
+    told varchar(50) NOT NULL DEFAULT 'draft',
+    failures integer NOT NULL DEFAULT 0 CHECK (failures >= 0),
+    retry_at timestamptz,
+    error text
+);
+
+-- Events that were handled: one that is delivered again changes nothing.
+CREATE TABLE stripe_events (
+    id varchar(255) PRIMARY KEY,
+    type varchar(100) NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE INDEX idx_stripe_events_received_at ON stripe_events (received_at);

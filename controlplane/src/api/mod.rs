@@ -14,6 +14,7 @@ mod prices;
 mod problem;
 mod usage;
 mod users;
+mod webhooks;
 
 use crate::action::Operator;
 use crate::admission::{Role, Tokens};
@@ -83,6 +84,7 @@ pub(crate) fn router(state: ApiState) -> Router {
     Router::new()
         .merge(admin)
         .merge(health::routes())
+        .merge(webhooks::routes())
         .route(
             "/openapi.json",
             get(move || {

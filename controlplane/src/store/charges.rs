@@ -183,9 +183,10 @@ pub(crate) async fn due(connection: &mut PgConnection, month: Month, all: bool) 
     .await?)
 }
 
-/// Edges that may still have usage of requests from before `end`.
+/// Edges that may still have usage of requests that began before `end`, by their clock and so by the times in event ids;
+/// one that has never said so, by when it first came.
 pub(crate) async fn edges_behind(connection: &mut PgConnection, end: DateTime<Utc>) -> Result<Vec<String>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT name FROM edges WHERE complete_to < $1 ORDER BY name")
+    Ok(sqlx::query_scalar("SELECT name FROM edges WHERE coalesce(began_to, complete_to) < $1 ORDER BY name")
         .bind(end)
         .fetch_all(connection)
         .await?)

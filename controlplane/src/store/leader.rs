@@ -5,6 +5,9 @@ use super::{Store, StoreError, Tx};
 /// Closing months («closing» in ASCII).
 pub(crate) const CLOSING: i64 = 0x0063_6c6f_7369_6e67;
 
+/// Collecting money («collect» in ASCII).
+pub(crate) const COLLECTING: i64 = 0x0063_6f6c_6c65_6374;
+
 /// The right to run something, until it is dropped or the connection is lost.
 pub(crate) struct Leading(Tx);
 

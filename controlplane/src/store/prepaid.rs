@@ -14,6 +14,8 @@ use uuid::Uuid;
 pub(crate) enum Kind {
     /// Money came in.
     TopUp,
+    /// Money came in because little was left.
+    Recharge,
     /// An operator's correction.
     Adjustment,
     /// An invoice was settled: what usage was debited for it, less what the invoice says is paid from it.
@@ -29,6 +31,7 @@ impl Kind {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::TopUp => "top_up",
+            Self::Recharge => "recharge",
             Self::Adjustment => "adjustment",
             Self::Invoice => "invoice",
             Self::Credit => "credit",

@@ -421,7 +421,7 @@ async fn an_invoice_is_paid_from_what_was_paid_ahead() {
 #[tokio::test]
 async fn months_are_closed_by_themselves_once_every_edge_has_shipped() {
     let plane = Plane::start_with("billing.close_every = \"100ms\"\nbilling.close_after = \"0ms\"").await;
-    sqlx::query("INSERT INTO edges (name, region, build, complete_to) VALUES ('behind', 'eu', 'b', $1)")
+    sqlx::query("INSERT INTO edges (name, region, build, began_to) VALUES ('behind', 'eu', 'b', $1)")
         .bind(within(1))
         .execute(&plane.pool)
         .await
@@ -440,7 +440,7 @@ async fn months_are_closed_by_themselves_once_every_edge_has_shipped() {
     let problem = plane.refused(Method::POST, "/invoices/close", &body.to_string(), 409).await;
     assert!(problem["detail"].as_str().unwrap().contains("behind"), "{problem}");
     assert_eq!(count(&plane, "SELECT count(*) FROM invoices").await, 0);
-    sqlx::query("UPDATE edges SET complete_to = $1").bind(within(0)).execute(&plane.pool).await.unwrap();
+    sqlx::query("UPDATE edges SET began_to = $1").bind(within(0)).execute(&plane.pool).await.unwrap();
     waiting(0.0).await;
     let invoices = plane.get("/invoices").await["data"].as_array().unwrap().clone();
     assert_eq!((invoices.len(), &invoices[0]["organization_id"]), (1, &json!(tenant.organization)));

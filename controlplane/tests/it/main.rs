@@ -14,4 +14,6 @@ mod peers;
 mod plane;
 mod prepaid;
 mod prices;
+mod stripe;
+mod stripe_server;
 mod usage;

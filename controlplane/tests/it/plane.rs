@@ -160,6 +160,12 @@ impl Plane {
         Answer { status, content_type, json: serde_json::from_str(&text).unwrap_or(Value::Null), text }
     }
 
+    /// Delivers a webhook; gives the status.
+    pub(crate) async fn webhook(&self, body: &str, signature: &str) -> u16 {
+        let request = self.http.post(format!("{}/webhooks/stripe", self.base)).body(body.to_owned());
+        request.header("stripe-signature", signature).send().await.unwrap().status().as_u16()
+    }
+
     /// An owner's call that must succeed.
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Value {
         let body = body.map(|body| body.to_string());
