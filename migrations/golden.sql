@@ -1,3 +1,12 @@
+CREATE FUNCTION public.usage_is_invoiced(organization uuid, day date) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT EXISTS (
+        SELECT 1 FROM invoices
+        WHERE organization_id = organization AND day BETWEEN period_start AND period_end
+            AND status IN ('open', 'paid', 'uncollectible'))
+$$;
+
 CREATE TABLE public.api_keys (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     organization_id uuid NOT NULL,
@@ -208,9 +217,13 @@ CREATE TABLE public.inference_requests (
     created_at timestamp with time zone NOT NULL,
     completed_at timestamp with time zone,
     cache_status character varying(20),
+    price_version bigint DEFAULT 0 NOT NULL,
+    cached_tokens bigint DEFAULT 0 NOT NULL,
     CONSTRAINT inference_requests_cache_status_check CHECK (((cache_status)::text = ANY ((ARRAY['hit'::character varying, 'miss'::character varying, 'coalesced'::character varying, 'bypass'::character varying])::text[]))),
+    CONSTRAINT inference_requests_cached_tokens_check CHECK ((cached_tokens >= 0)),
     CONSTRAINT inference_requests_check CHECK ((total_tokens = (prompt_tokens + completion_tokens))),
     CONSTRAINT inference_requests_completion_tokens_check CHECK ((completion_tokens >= 0)),
+    CONSTRAINT inference_requests_price_version_check CHECK ((price_version >= 0)),
     CONSTRAINT inference_requests_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
     CONSTRAINT inference_requests_request_type_check CHECK (((request_type)::text = ANY ((ARRAY['completion'::character varying, 'chat'::character varying, 'embedding'::character varying, 'moderation'::character varying])::text[]))),
     CONSTRAINT inference_requests_status_check CHECK (((status)::text = ANY ((ARRAY['success'::character varying, 'error'::character varying, 'timeout'::character varying, 'rate_limited'::character varying, 'client_gone'::character varying])::text[])))
@@ -239,6 +252,23 @@ CREATE TABLE public.invoices (
     CONSTRAINT invoices_currency_check CHECK (((currency)::text ~ '^[A-Z]{3}$'::text)),
     CONSTRAINT invoices_line_items_check CHECK ((jsonb_typeof(line_items) = 'array'::text)),
     CONSTRAINT invoices_status_check CHECK (((status)::text = ANY ((ARRAY['draft'::character varying, 'open'::character varying, 'paid'::character varying, 'void'::character varying, 'uncollectible'::character varying])::text[])))
+);
+
+CREATE TABLE public.model_performance (
+    "timestamp" timestamp with time zone NOT NULL,
+    model_id character varying(100) NOT NULL,
+    model_version character varying(50) NOT NULL,
+    region character varying(50) NOT NULL,
+    node text NOT NULL,
+    gpu_type text NOT NULL,
+    requests_per_second double precision NOT NULL,
+    tokens_per_second double precision NOT NULL,
+    avg_latency_ms double precision NOT NULL,
+    p95_latency_ms double precision NOT NULL,
+    p99_latency_ms double precision NOT NULL,
+    gpu_utilization double precision NOT NULL,
+    memory_utilization double precision NOT NULL,
+    error_rate double precision NOT NULL
 );
 
 CREATE TABLE public.model_versions (
@@ -337,6 +367,52 @@ CREATE TABLE public.purged_answers (
     CONSTRAINT purged_answers_cache_key_check CHECK ((cache_key ~ '^[0-9a-f]{64}$'::text))
 );
 
+CREATE TABLE public.usage_adjustments (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    organization_id uuid NOT NULL,
+    model_id character varying(100) NOT NULL,
+    date date NOT NULL,
+    requests bigint NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    cost_usd numeric(24,12) NOT NULL,
+    invoice_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE public.usage_dirty_hours (
+    hour timestamp with time zone NOT NULL,
+    mark bigint NOT NULL,
+    ended_from timestamp with time zone NOT NULL
+);
+
+ALTER TABLE public.usage_dirty_hours ALTER COLUMN mark ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.usage_dirty_hours_mark_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.usage_hours (
+    organization_id uuid NOT NULL,
+    model_id character varying(100) NOT NULL,
+    price_version bigint NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    requests bigint NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    cached_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    cost_usd numeric(24,12) NOT NULL,
+    CONSTRAINT usage_hours_cached_tokens_check CHECK ((cached_tokens >= 0)),
+    CONSTRAINT usage_hours_completion_tokens_check CHECK ((completion_tokens >= 0)),
+    CONSTRAINT usage_hours_hour_check CHECK ((date_trunc('hour'::text, hour, 'UTC'::text) = hour)),
+    CONSTRAINT usage_hours_price_version_check CHECK ((price_version >= 0)),
+    CONSTRAINT usage_hours_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
+    CONSTRAINT usage_hours_requests_check CHECK ((requests >= 0))
+);
+
 CREATE TABLE public.usage_ingest (
     edge text NOT NULL,
     epoch numeric(20,0) NOT NULL,
@@ -422,6 +498,9 @@ ALTER TABLE ONLY public.invoices
 ALTER TABLE ONLY public.invoices
     ADD CONSTRAINT invoices_stripe_invoice_id_key UNIQUE (stripe_invoice_id);
 
+ALTER TABLE ONLY public.model_performance
+    ADD CONSTRAINT model_performance_pkey PRIMARY KEY ("timestamp", model_id, model_version, region, node);
+
 ALTER TABLE ONLY public.model_versions
     ADD CONSTRAINT model_versions_model_id_version_key UNIQUE (model_id, version);
 
@@ -442,6 +521,15 @@ ALTER TABLE ONLY public.organizations
 
 ALTER TABLE ONLY public.purged_answers
     ADD CONSTRAINT purged_answers_pkey PRIMARY KEY (cache_key);
+
+ALTER TABLE ONLY public.usage_adjustments
+    ADD CONSTRAINT usage_adjustments_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.usage_dirty_hours
+    ADD CONSTRAINT usage_dirty_hours_pkey PRIMARY KEY (hour, mark);
+
+ALTER TABLE ONLY public.usage_hours
+    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (hour, organization_id, model_id, price_version);
 
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
@@ -545,6 +633,12 @@ CREATE UNIQUE INDEX idx_organizations_slug ON public.organizations USING btree (
 
 CREATE INDEX idx_purged_answers_purged_at ON public.purged_answers USING btree (purged_at);
 
+CREATE INDEX idx_usage_adjustments_open ON public.usage_adjustments USING btree (organization_id) WHERE (invoice_id IS NULL);
+
+CREATE INDEX idx_usage_hours_model_id ON public.usage_hours USING btree (model_id);
+
+CREATE INDEX idx_usage_hours_organization_id ON public.usage_hours USING btree (organization_id, hour);
+
 CREATE INDEX idx_usage_records_date ON ONLY public.usage_records USING btree (date);
 
 CREATE INDEX idx_usage_records_model_id ON ONLY public.usage_records USING btree (model_id);
@@ -631,6 +725,21 @@ ALTER TABLE ONLY public.invoices
 
 ALTER TABLE ONLY public.model_versions
     ADD CONSTRAINT model_versions_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.usage_adjustments
+    ADD CONSTRAINT usage_adjustments_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);
+
+ALTER TABLE ONLY public.usage_adjustments
+    ADD CONSTRAINT usage_adjustments_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id);
+
+ALTER TABLE ONLY public.usage_adjustments
+    ADD CONSTRAINT usage_adjustments_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.usage_hours
+    ADD CONSTRAINT usage_hours_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id);
+
+ALTER TABLE ONLY public.usage_hours
+    ADD CONSTRAINT usage_hours_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
 ALTER TABLE public.usage_records
     ADD CONSTRAINT usage_records_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id);

@@ -1,7 +1,8 @@
 //! The control plane: owns the truth in PostgreSQL, pushes what edges need to know, and takes in what they used.
 //!
 //! An admin request goes handler (`api`) → rule (`action`) → SQL (`store`); whatever edges must know is committed
-//! through the one change `feed`, which the link server (`links`) follows. Usage comes back through `ingest`.
+//! through the one change `feed`, which the link server (`links`) follows. Usage comes back through
+//! `ingest` into the `ledger`, and the `rollup` adds it up.
 
 mod action;
 mod admission;
@@ -10,9 +11,11 @@ mod budgets;
 mod context;
 mod feed;
 mod ingest;
+mod ledger;
 mod links;
 mod metrics;
 mod partitions;
+mod rollup;
 mod roster;
 mod service;
 mod settings;

@@ -8,6 +8,7 @@ mod faults;
 mod harness;
 mod lifecycle;
 mod limits;
+mod metering;
 mod observability;
 mod protocol;
 mod quotas;

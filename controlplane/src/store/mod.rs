@@ -12,6 +12,7 @@ pub(crate) mod organizations;
 pub(crate) mod partitions;
 pub(crate) mod purges;
 pub(crate) mod requests;
+pub(crate) mod rollup;
 pub(crate) mod routing;
 pub(crate) mod usage;
 pub(crate) mod users;

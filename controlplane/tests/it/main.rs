@@ -7,6 +7,7 @@ mod cache;
 mod feed;
 mod lifecycle;
 mod limits;
+mod metering;
 mod nodes;
 mod peers;
 mod plane;

@@ -15,6 +15,7 @@ use crate::process::{self, Guarded, GuardedProcess, Signal};
 use http::Client;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer; it loads its tables in this time.
@@ -161,6 +162,16 @@ impl ClickHouse {
                 Err(e) if e.is_port_taken() && attempts < PORT_ATTEMPTS => attempts += 1,
                 result => return result,
             }
+        }
+    }
+
+    /// One throw-away server for all tests of this process, which take databases of their own. It ends with the process.
+    pub fn shared_temporary() -> Result<&'static Self, Error> {
+        static SHARED: Mutex<Option<&'static ClickHouse>> = Mutex::new(None);
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        match *shared {
+            Some(server) => Ok(server),
+            None => Ok(shared.insert(Box::leak(Box::new(Self::start_temporary()?)))),
         }
     }
 
