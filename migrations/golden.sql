@@ -62,6 +62,15 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.usage_is_invoiced(organization uuid, day date) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT EXISTS (
+        SELECT 1 FROM invoices
+        WHERE organization_id = organization AND day BETWEEN period_start AND period_end
+            AND status IN ('open', 'paid', 'uncollectible'))
+$$;
+
 CREATE TABLE public.api_keys (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     organization_id uuid NOT NULL,
@@ -299,9 +308,13 @@ CREATE TABLE public.inference_requests (
     created_at timestamp with time zone NOT NULL,
     completed_at timestamp with time zone,
     cache_status character varying(20),
+    price_version bigint DEFAULT 0 NOT NULL,
+    cached_tokens bigint DEFAULT 0 NOT NULL,
     CONSTRAINT inference_requests_cache_status_check CHECK (((cache_status)::text = ANY ((ARRAY['hit'::character varying, 'miss'::character varying, 'coalesced'::character varying, 'bypass'::character varying])::text[]))),
+    CONSTRAINT inference_requests_cached_tokens_check CHECK ((cached_tokens >= 0)),
     CONSTRAINT inference_requests_check CHECK ((total_tokens = (prompt_tokens + completion_tokens))),
     CONSTRAINT inference_requests_completion_tokens_check CHECK ((completion_tokens >= 0)),
+    CONSTRAINT inference_requests_price_version_check CHECK ((price_version >= 0)),
     CONSTRAINT inference_requests_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
     CONSTRAINT inference_requests_request_type_check CHECK (((request_type)::text = ANY ((ARRAY['completion'::character varying, 'chat'::character varying, 'embedding'::character varying, 'moderation'::character varying])::text[]))),
     CONSTRAINT inference_requests_status_check CHECK (((status)::text = ANY ((ARRAY['success'::character varying, 'error'::character varying, 'timeout'::character varying, 'rate_limited'::character varying, 'client_gone'::character varying])::text[])))
@@ -353,6 +366,23 @@ CREATE TABLE public.invoices (
     CONSTRAINT invoices_line_items_check CHECK ((jsonb_typeof(line_items) = 'array'::text)),
     CONSTRAINT invoices_seller_check CHECK ((jsonb_typeof(seller) = 'object'::text)),
     CONSTRAINT invoices_status_check CHECK (((status)::text = ANY ((ARRAY['draft'::character varying, 'open'::character varying, 'paid'::character varying, 'void'::character varying, 'uncollectible'::character varying])::text[])))
+);
+
+CREATE TABLE public.model_performance (
+    "timestamp" timestamp with time zone NOT NULL,
+    model_id character varying(100) NOT NULL,
+    model_version character varying(50) NOT NULL,
+    region character varying(50) NOT NULL,
+    node text NOT NULL,
+    gpu_type text NOT NULL,
+    requests_per_second double precision NOT NULL,
+    tokens_per_second double precision NOT NULL,
+    avg_latency_ms double precision NOT NULL,
+    p95_latency_ms double precision NOT NULL,
+    p99_latency_ms double precision NOT NULL,
+    gpu_utilization double precision NOT NULL,
+    memory_utilization double precision NOT NULL,
+    error_rate double precision NOT NULL
 );
 
 CREATE TABLE public.model_prices (
@@ -562,16 +592,37 @@ CREATE TABLE public.usage_adjustments (
     created_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE public.usage_dirty_hours (
+    hour timestamp with time zone NOT NULL,
+    mark bigint NOT NULL,
+    ended_from timestamp with time zone NOT NULL
+);
+
+ALTER TABLE public.usage_dirty_hours ALTER COLUMN mark ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.usage_dirty_hours_mark_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.usage_hours (
     organization_id uuid NOT NULL,
     model_id character varying(100) NOT NULL,
-    price_version integer NOT NULL,
+    price_version bigint NOT NULL,
     hour timestamp with time zone NOT NULL,
     requests bigint NOT NULL,
     prompt_tokens bigint NOT NULL,
     cached_tokens bigint NOT NULL,
     completion_tokens bigint NOT NULL,
-    cost_usd numeric(24,12) NOT NULL
+    cost_usd numeric(24,12) NOT NULL,
+    CONSTRAINT usage_hours_cached_tokens_check CHECK ((cached_tokens >= 0)),
+    CONSTRAINT usage_hours_completion_tokens_check CHECK ((completion_tokens >= 0)),
+    CONSTRAINT usage_hours_hour_check CHECK ((date_trunc('hour'::text, hour, 'UTC'::text) = hour)),
+    CONSTRAINT usage_hours_price_version_check CHECK ((price_version >= 0)),
+    CONSTRAINT usage_hours_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
+    CONSTRAINT usage_hours_requests_check CHECK ((requests >= 0))
 );
 
 CREATE TABLE public.usage_ingest (
@@ -671,6 +722,9 @@ ALTER TABLE ONLY public.invoices
 ALTER TABLE ONLY public.invoices
     ADD CONSTRAINT invoices_stripe_invoice_id_key UNIQUE (stripe_invoice_id);
 
+ALTER TABLE ONLY public.model_performance
+    ADD CONSTRAINT model_performance_pkey PRIMARY KEY ("timestamp", model_id, model_version, region, node);
+
 ALTER TABLE ONLY public.model_prices
     ADD CONSTRAINT model_prices_pkey PRIMARY KEY (model_id, version);
 
@@ -719,8 +773,11 @@ ALTER TABLE ONLY public.stripe_invoices
 ALTER TABLE ONLY public.usage_adjustments
     ADD CONSTRAINT usage_adjustments_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.usage_dirty_hours
+    ADD CONSTRAINT usage_dirty_hours_pkey PRIMARY KEY (hour, mark);
+
 ALTER TABLE ONLY public.usage_hours
-    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (organization_id, model_id, price_version, hour);
+    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (hour, organization_id, model_id, price_version);
 
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
@@ -837,6 +894,12 @@ CREATE UNIQUE INDEX idx_recharges_one_open ON public.recharges USING btree (orga
 CREATE INDEX idx_recharges_organization_id ON public.recharges USING btree (organization_id, created_at);
 
 CREATE INDEX idx_stripe_events_received_at ON public.stripe_events USING btree (received_at);
+
+CREATE INDEX idx_usage_adjustments_open ON public.usage_adjustments USING btree (organization_id) WHERE (invoice_id IS NULL);
+
+CREATE INDEX idx_usage_hours_model_id ON public.usage_hours USING btree (model_id);
+
+CREATE INDEX idx_usage_hours_organization_id ON public.usage_hours USING btree (organization_id, hour);
 
 CREATE INDEX idx_usage_records_date ON ONLY public.usage_records USING btree (date);
 

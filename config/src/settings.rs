@@ -86,6 +86,21 @@ impl Setting for u32 {
     }
 }
 
+impl Setting for f64 {
+    const EXPECTED: &'static str = "a number such as 0.25";
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|number: &Self| number.is_finite())
+    }
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Float(number) => Some(*number).filter(|number| number.is_finite()),
+            // A small whole number is exact as a float; others are nothing that a fraction is meant by.
+            Value::Integer(number) => i32::try_from(*number).ok().map(Self::from),
+            _ => None,
+        }
+    }
+}
+
 impl Setting for Duration {
     const EXPECTED: &'static str = "a duration such as \"250ms\", \"30s\", \"5m\" or \"24h\"";
     fn from_text(text: &str) -> Option<Self> {

@@ -51,6 +51,7 @@ async fn reconcile(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Re
     let Some(leading) = leader::try_lead(&context.store, leader::CLOSING).await? else { return Ok(()) };
     let wait = TimeDelta::from_std(context.invoicing.close_after).unwrap_or(TimeDelta::MAX);
     let by = By { actor: "invoicing".to_owned(), role: "system" };
+    context.rollup.settle().await;
     for month in (1..=LOOK_BACK).rev().map(|back| Month::of(now).plus(-back)) {
         if now.signed_duration_since(month.plus(1).start()) < wait {
             break;

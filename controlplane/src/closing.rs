@@ -6,7 +6,7 @@ use crate::settings::Invoicing;
 use crate::store::invoices::{self, DRAFT, Invoice, PAID, VOID};
 use crate::store::partitions::Month;
 use crate::store::prepaid::{self, Kind, NewEntry};
-use crate::store::{PgConnection, StoreError, audit, billing, charges};
+use crate::store::{PgConnection, StoreError, audit, billing, charges, rollup};
 use chrono::{DateTime, Days, Utc};
 use serde_json::{Value, json};
 use turnpike_config::Usd;
@@ -52,6 +52,9 @@ pub(crate) enum CloseError {
         /// Which edges.
         edges: Vec<String>,
     },
+    /// Usage of the month has come and is not added up yet.
+    #[error("usage of {0} has just come and is being added up; close it again in a moment")]
+    Unsummed(Month),
     /// More was taken back than was used.
     #[error("organization {0}, {1}: corrections are more than what was used; give a credit note on an earlier invoice")]
     Negative(Uuid, Month),
@@ -134,6 +137,7 @@ pub(crate) async fn close(
     if Month::of(now) <= month {
         return Err(CloseError::NotOver(month));
     }
+    context.rollup.settle().await;
     let mut tx = context.store.begin().await?;
     if !billing::exists(&mut tx, organization).await? {
         return Err(CloseError::NoOrganization(organization));
@@ -145,6 +149,9 @@ pub(crate) async fn close(
         draft => draft.map(|draft| draft.id),
     };
     charges::hold(&mut tx).await?;
+    if rollup::is_due(&mut tx, Some(month.plus(1).start())).await? {
+        return Err(CloseError::Unsummed(month));
+    }
     let id = draft.unwrap_or_else(Uuid::now_v7);
     let Some(mut document) = draw_up(&mut tx, &context.invoicing, organization, month, id).await? else {
         if draft.is_some() {

@@ -2,7 +2,9 @@
 
 use crate::feed::Feed;
 use crate::ingest::Ingest;
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::rollup::Rollup;
 use crate::roster::{NodeLive, Roster};
 use crate::settings::Invoicing;
 use crate::spending::Spending;
@@ -18,8 +20,12 @@ pub(crate) struct Context {
     pub(crate) store: Store,
     /// The published routing, and the way to change it.
     pub(crate) feed: Arc<Feed>,
-    /// Where usage goes.
+    /// Taking in usage.
     pub(crate) ingest: Ingest,
+    /// Where usage is.
+    pub(crate) ledger: Arc<Ledger>,
+    /// What usage adds up to.
+    pub(crate) rollup: Rollup,
     /// How far the usage of connected edges is stored.
     pub(crate) watermarks: Watermarks,
     /// Who spent something just now.

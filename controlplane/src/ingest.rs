@@ -1,68 +1,131 @@
 //! Taking in usage: every event of a batch is stored once, whatever is wrong with its neighbours.
 
+use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{EventFate, Metrics};
 use crate::partitions::{self, MONTHS_AHEAD};
-use crate::spending::Spending;
 use crate::store::partitions::{Month, Partitioned};
-use crate::store::usage::{self, UsageRow};
-use crate::store::{self, Store, StoreError};
-use chrono::{DateTime, Utc};
+use crate::store::usage::{self, Known, Stretch, UsageRow};
+use crate::store::{self, Store, StoreError, rollup};
+use chrono::{DateTime, TimeDelta, Utc};
 use rust_decimal::Decimal;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 use turnpike_config::UsageEvent;
 use turnpike_config::wire::UsageBatch;
-use uuid::Uuid;
 
+/// So many days before a ledger forgets an event, no more of its day are taken: by then the rollup has seen to all others.
+const FORGETTING_DAYS: i64 = 2;
 /// Decimal places of `cost_usd` and of [`turnpike_config::Usd`].
 const COST_SCALE: u32 = 12;
 /// First amount that `numeric(24, 12)` cannot hold, pico-dollars.
 const COST_LIMIT: u128 = 10_u128.pow(24);
 
+/// Why a batch is not acknowledged: the edge ships it again, nothing is lost and nothing is counted twice.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IngestError {
+    /// PostgreSQL.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The ledger, where it is not PostgreSQL.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// How usage is taken in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Retention {
+    /// Months of the request log that are kept beside the current one.
+    pub(crate) log_months: u32,
+    /// Which part of all requests is in the request log, 0 to 1. With the ledger in PostgreSQL it is 1.
+    pub(crate) log_sample: f64,
+    /// Days for which a ledger outside of PostgreSQL keeps events.
+    pub(crate) ledger_days: Option<u32>,
+}
+
 /// Stores usage events.
 #[derive(Debug)]
 pub(crate) struct Ingest {
     store: Store,
+    ledger: Arc<Ledger>,
     metrics: Arc<Metrics>,
-    spending: Arc<Spending>,
-    keep_months: u32,
+    retention: Retention,
+    away: AtomicBool,
 }
 
 impl Ingest {
-    pub(crate) const fn new(store: Store, metrics: Arc<Metrics>, spending: Arc<Spending>, keep_months: u32) -> Self {
-        Self { store, metrics, spending, keep_months }
+    pub(crate) const fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>, retention: Retention) -> Self {
+        Self { store, ledger, metrics, retention, away: AtomicBool::new(false) }
     }
 
     /// Stores a batch from `edge`. Once this returns without an error, every event is durable or was counted as
     /// dropped, and the batch may be acknowledged. A second delivery changes nothing.
     ///
     /// # Errors
-    /// The database does not answer: try again, nothing was stored.
-    pub(crate) async fn take(&self, edge: &str, batch: UsageBatch, now: DateTime<Utc>) -> Result<(), StoreError> {
+    /// A database does not answer: try again. What of the batch was stored by then counts once all the same.
+    pub(crate) async fn take(&self, edge: &str, batch: UsageBatch, now: DateTime<Utc>) -> Result<(), IngestError> {
         let started = Instant::now();
-        let through = batch.end_seq.saturating_sub(1);
-        let rows = self.rows(edge, batch.events, now);
-        self.make_partitions(&rows).await?;
-        match self.store_batch(edge, batch.epoch, through, &rows).await {
-            Ok(()) => {}
-            Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason)),
+        let count = i64::try_from(batch.events.len()).unwrap_or_default();
+        self.metrics.events_waiting.inc_by(count);
+        let taken = self.take_in(edge, batch, now).await;
+        self.metrics.events_waiting.dec_by(count);
+        let failed = taken.is_err();
+        // Once per outage, not once per attempt.
+        let was_away = self.away.swap(failed, Ordering::Relaxed);
+        match &taken {
             Err(error) => {
-                warn!(edge, %error, "a batch does not fit the schema; storing its events one by one");
-                self.store_each(edge, batch.epoch, through, &rows).await?;
+                self.metrics.ingest_failures.inc();
+                if !was_away {
+                    warn!(edge, %error, "usage cannot be stored now; edges keep it and ship it again");
+                }
+            }
+            Ok(()) => {
+                self.metrics.ingest_duration.observe(started.elapsed().as_secs_f64());
+                if was_away {
+                    info!("usage is stored again");
+                }
             }
         }
-        self.metrics.ingest_duration.observe(started.elapsed().as_secs_f64());
+        taken
+    }
+
+    async fn take_in(&self, edge: &str, batch: UsageBatch, now: DateTime<Utc>) -> Result<(), IngestError> {
+        let UsageBatch { epoch, first_seq: first, end_seq: end, .. } = batch;
+        let stretch = Stretch { edge, epoch, first, end };
+        let rows = self.rows(edge, batch.events, now);
+        self.make_partitions(&rows).await?;
+        let rows = self.without_orphans(edge, rows).await?;
+        self.ledger.write(&rows.rows, &rows.known).await?;
+        let logged: Vec<&UsageRow> = rows.rows.iter().filter(|row| self.is_logged(row)).collect();
+        match self.book(stretch, &rows.rows, &logged).await {
+            Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason).into()),
+            Err(error) => {
+                warn!(edge, %error, "a batch does not fit the schema; storing its events one by one");
+                self.book_each(stretch, &rows.rows).await?;
+            }
+            Ok(()) => {}
+        }
+        let now = Utc::now();
+        for row in &rows.rows {
+            self.metrics.event_delay.observe((now - row.ended_at()).as_seconds_f64().max(0.0));
+        }
         Ok(())
     }
 
     /// Events in the shape of rows, without those that no row can hold.
     fn rows(&self, edge: &str, events: Vec<UsageEvent>, now: DateTime<Utc>) -> Vec<UsageRow> {
-        let oldest = partitions::oldest_kept(now, self.keep_months);
+        let oldest = partitions::oldest_kept(now, self.retention.log_months);
         let newest = Month::of(now).plus(MONTHS_AHEAD);
+        // An hour that is summed anew must have all its events: a ledger that has begun to forget takes no more of it.
+        let oldest_day =
+            self.retention.ledger_days.map(|days| now - TimeDelta::days(i64::from(days) - FORGETTING_DAYS));
         let keep = |event: UsageEvent| {
-            let created_at = time_of(&event).filter(|at| (oldest..=newest).contains(&Month::of(*at)));
+            let in_time = |at: &DateTime<Utc>| {
+                (oldest..=newest).contains(&Month::of(*at)) && oldest_day.is_none_or(|oldest| *at > oldest)
+            };
+            let created_at = time_of(&event).filter(in_time);
             let Some(created_at) = created_at else {
                 self.drop_event(edge, &event, EventFate::BadTime);
                 return None;
@@ -95,38 +158,95 @@ impl Ingest {
         if missing { partitions::ensure(&self.store, months).await } else { Ok(()) }
     }
 
-    async fn store_batch(&self, edge: &str, epoch: u64, through: u64, rows: &[UsageRow]) -> Result<(), StoreError> {
+    /// Leaves out events of organizations that do not exist, and says what else exists.
+    async fn without_orphans(&self, edge: &str, mut rows: Vec<UsageRow>) -> Result<Rows, StoreError> {
+        if rows.is_empty() {
+            return Ok(Rows { rows, known: Known::default() });
+        }
+        let known = usage::known(&mut *self.store.read().await?, &rows).await?;
+        rows.retain(|row| {
+            let is_known = known.organizations.contains(&row.event.organization.0);
+            if !is_known {
+                self.drop_event(edge, &row.event, EventFate::UnknownOrganization);
+            }
+            is_known
+        });
+        Ok(Rows { rows, known })
+    }
+
+    /// The transaction that acknowledges: the request log, which hours are to be summed anew, when keys were used, and how
+    /// far the edge's journal has been taken in.
+    async fn book(&self, stretch: Stretch<'_>, rows: &[UsageRow], logged: &[&UsageRow]) -> Result<(), StoreError> {
         let mut tx = self.store.begin().await?;
-        let organizations: BTreeSet<Uuid> = rows.iter().map(|row| row.event.organization.0).collect();
-        let organizations: Vec<Uuid> = organizations.into_iter().collect();
-        let unknown = usage::unknown_organizations(&mut tx, &organizations).await?;
-        let stored = usage::insert(&mut tx, rows).await?;
-        usage::advance(&mut tx, edge, epoch, through, rows.last().map(UsageRow::ended_at)).await?;
+        let stored = usage::insert(&mut tx, logged).await?;
+        // Where the log is the ledger, what was there already has been summed already.
+        let is_ledger = matches!(*self.ledger, Ledger::Postgres);
+        if stored > 0 || !is_ledger && !rows.is_empty() {
+            rollup::mark(&mut tx, &hours_of(rows)).await?;
+            usage::note_keys(&mut tx, rows).await?;
+        }
+        let taken = usage::advance(&mut tx, stretch, rows.last().map(UsageRow::ended_at)).await?;
         tx.commit().await?;
-        self.spending.tell(organizations);
-        let orphans = rows.iter().filter(|row| unknown.contains(&row.event.organization.0));
-        let dropped =
-            orphans.map(|row| self.drop_event(edge, &row.event, EventFate::UnknownOrganization)).count() as u64;
+        let Stretch { edge, epoch, first, .. } = stretch;
+        if taken.skipped > 0 {
+            warn!(edge, epoch, first, skipped = taken.skipped, "an edge's journal has a gap: its usage is lost");
+            self.metrics.journal_gaps.inc_by(taken.skipped);
+        }
+        let all = rows.len() as u64;
+        // Elsewhere, only a stretch that was taken in before is known to hold nothing new.
+        let stored = match is_ledger {
+            true => stored,
+            false if taken.is_known => 0,
+            false => all,
+        };
         self.metrics.count_events(EventFate::Stored, stored);
-        self.metrics.count_events(EventFate::Duplicate, (rows.len() as u64).saturating_sub(stored + dropped));
+        self.metrics.count_events(EventFate::Duplicate, all.saturating_sub(stored));
         Ok(())
     }
 
     /// The slow way around an event that the checks above let through and the schema refuses.
-    async fn store_each(&self, edge: &str, epoch: u64, through: u64, rows: &[UsageRow]) -> Result<(), StoreError> {
+    async fn book_each(&self, stretch: Stretch<'_>, rows: &[UsageRow]) -> Result<(), StoreError> {
         for row in rows {
-            match self.store_batch(edge, epoch, 0, std::slice::from_ref(row)).await {
-                Ok(()) => {}
+            // A stretch of nothing: the journal's position is noted once all is done.
+            let nothing = Stretch { end: 0, first: 0, ..stretch };
+            match self.book(nothing, std::slice::from_ref(row), &[row]).await {
+                Ok(()) => continue,
                 Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason)),
                 Err(error) => {
-                    warn!(edge, event = %row.event.id, %error, "usage event refused by the schema");
-                    self.drop_event(edge, &row.event, EventFate::BadValue);
+                    warn!(edge = stretch.edge, event = %row.event.id, %error, "usage event refused by the schema");
                 }
             }
+            match *self.ledger {
+                Ledger::Postgres => self.drop_event(stretch.edge, &row.event, EventFate::BadValue),
+                // It counts, though customers do not see it in the log.
+                Ledger::ClickHouse(_) => self.book(nothing, std::slice::from_ref(row), &[]).await?,
+            }
         }
-        let events_to = rows.last().map(UsageRow::ended_at);
-        usage::advance(&mut *self.store.read().await?, edge, epoch, through, events_to).await
+        self.book(stretch, &[], &[]).await
     }
+
+    /// Whether a request is in the request log: decided by its id, so that every delivery comes to the same.
+    fn is_logged(&self, row: &UsageRow) -> bool {
+        // The low 62 bits of a UUIDv7 are random.
+        let random = (row.event.id.0.as_u128() & u128::from(u32::MAX)) as f64 / f64::from(u32::MAX);
+        random < self.retention.log_sample || self.retention.log_sample >= 1.0
+    }
+}
+
+/// Events that can be stored.
+struct Rows {
+    rows: Vec<UsageRow>,
+    known: Known,
+}
+
+/// The hours that events are of, each with the earliest end of a request.
+fn hours_of(rows: &[UsageRow]) -> BTreeMap<DateTime<Utc>, DateTime<Utc>> {
+    let mut hours = BTreeMap::new();
+    for row in rows {
+        let from = hours.entry(rollup::hour_of(row.created_at)).or_insert_with(|| row.ended_at());
+        *from = (*from).min(row.ended_at());
+    }
+    hours
 }
 
 fn time_of(event: &UsageEvent) -> Option<DateTime<Utc>> {

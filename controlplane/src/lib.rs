@@ -1,7 +1,8 @@
 //! The control plane: owns the truth in PostgreSQL, pushes what edges need to know, and takes in what they used.
 //!
 //! An admin request goes handler (`api`) → rule (`action`) → SQL (`store`); whatever edges must know is committed
-//! through the one change `feed`, which the link server (`links`) follows. Usage comes back through `ingest`.
+//! through the one change `feed`, which the link server (`links`) follows. Usage comes back through
+//! `ingest` into the `ledger`, and the `rollup` adds it up.
 
 mod action;
 mod admission;
@@ -14,11 +15,13 @@ mod context;
 mod feed;
 mod ingest;
 mod invoicing;
+mod ledger;
 mod links;
 mod metrics;
 mod partitions;
 mod posting;
 mod pricing;
+mod rollup;
 mod roster;
 mod service;
 mod settings;

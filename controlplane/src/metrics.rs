@@ -13,7 +13,10 @@ use turnpike_config::wire::NodeReport;
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Upper bounds for durations, seconds.
-const SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 5.0, 30.0];
+
+/// Upper bounds for rows of an insert.
+const ROWS: [f64; 7] = [1.0, 10.0, 100.0, 1_000.0, 4_000.0, 10_000.0, 20_000.0];
 
 /// What became of a usage event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,6 +116,18 @@ pub(crate) struct Metrics {
     pub(crate) ledger_entries: Counter,
     /// Those of them that no table can hold.
     pub(crate) ledger_entries_dropped: Counter,
+    /// Rows of one insert into ClickHouse.
+    pub(crate) insert_rows: Histogram,
+    /// From the end of a request until its event was acknowledged, and so is in every sum asked for from then on.
+    pub(crate) event_delay: Histogram,
+    /// Events that were received and are not durable yet.
+    pub(crate) events_waiting: Gauge,
+    /// Records of edges' journals that were skipped.
+    pub(crate) journal_gaps: Counter,
+    /// Failed runs of the rollup.
+    pub(crate) rollup_failures: Counter,
+    /// One run of the rollup.
+    pub(crate) rollup_duration: Histogram,
     /// Failed runs of the partition reconciler.
     pub(crate) partition_failures: Counter,
     /// Failed runs of the budget reconciler.
@@ -151,6 +166,12 @@ impl Metrics {
             ingest_duration: Histogram::new(SECONDS),
             ledger_entries: Counter::default(),
             ledger_entries_dropped: Counter::default(),
+            insert_rows: Histogram::new(ROWS),
+            event_delay: Histogram::new(SECONDS),
+            events_waiting: Gauge::default(),
+            journal_gaps: Counter::default(),
+            rollup_failures: Counter::default(),
+            rollup_duration: Histogram::new(SECONDS),
             partition_failures: Counter::default(),
             budget_failures: Counter::default(),
             posting_failures: Counter::default(),
@@ -187,6 +208,14 @@ impl Metrics {
         );
         r.register("node_ledger_entries", "Entries of nodes' ledgers that came", self.ledger_entries.clone());
         r.register("node_ledger_dropped", "Entries without a likely time", self.ledger_entries_dropped.clone());
+        r.register("clickhouse_insert_rows", "Rows of one insert into ClickHouse", self.insert_rows.clone());
+        let delay = self.event_delay.clone();
+        r.register_with_unit("usage_event_delay", "From a request's end until its event counts", Unit::Seconds, delay);
+        r.register("usage_events_waiting", "Usage events received and not yet durable", self.events_waiting.clone());
+        r.register("usage_journal_gaps", "Records of journals that were skipped", self.journal_gaps.clone());
+        r.register("rollup_failures", "Failed rollup runs", self.rollup_failures.clone());
+        let rollup = self.rollup_duration.clone();
+        r.register_with_unit("rollup_duration", "One run of the rollup", Unit::Seconds, rollup);
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
         r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
         r.register("prepaid_posting_failures", "Failed posting runs", self.posting_failures.clone());

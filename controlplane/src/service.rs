@@ -7,12 +7,14 @@ use crate::closer;
 use crate::collecting;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, Retention};
+use crate::ledger::{ClickHouse, Ledger};
 use crate::links;
 use crate::metrics::Metrics;
 use crate::partitions;
 use crate::posting;
 use crate::pricing;
+use crate::rollup::Rollup;
 use crate::roster::Roster;
 use crate::settings::{Settings, StripeSettings};
 use crate::spending::Spending;
@@ -50,6 +52,10 @@ enum Cause {
     Role(PathBuf),
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    #[error(transparent)]
+    ClickHouse(#[from] crate::ledger::ConnectError),
+    #[error("waiting for the right to migrate ClickHouse: {0}")]
+    MigrationLock(#[source] StoreError),
     #[error("making partitions: {0}")]
     Partitions(#[source] StoreError),
     #[error("compiling the routing: {0}")]
@@ -112,13 +118,22 @@ impl ControlPlane {
         let metrics = Arc::new(Metrics::new());
         let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
         let stripe = settings.stripe.as_ref().map(load_stripe).transpose()?.map(Arc::new);
+        let ledger = Arc::new(open_ledger(settings, &store, &metrics).await?);
+        let retention = Retention {
+            log_months: settings.keep_months,
+            log_sample: settings.log_sample,
+            ledger_days: settings.clickhouse.as_ref().map(|options| options.keep_days),
+        };
+        let ingest = Ingest::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics), retention);
         let spending = Arc::new(Spending::default());
-        let ingest = Ingest::new(store.clone(), Arc::clone(&metrics), Arc::clone(&spending), settings.keep_months);
+        let rollup = Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&spending), Arc::clone(&metrics));
         let (watermarks, edges, nodes) = (Watermarks::default(), Roster::default(), Roster::default());
         let context = Arc::new(Context {
             store,
             feed,
             ingest,
+            ledger,
+            rollup,
             watermarks,
             spending,
             edges,
@@ -156,6 +171,8 @@ impl ControlPlane {
         tasks.spawn(async move { feed.listen(stop).await });
         let metrics = Arc::clone(&context.metrics);
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
+        let (rolling, stop) = (Arc::clone(&context), shutdown.clone());
+        tasks.spawn(async move { rolling.rollup.run(stop).await });
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
         if let Some(every) = collect_every {
             tasks.spawn(collecting::run(Arc::clone(&context), every, shutdown.clone()));
@@ -190,4 +207,15 @@ impl ControlPlane {
         info!("control plane stopped");
         served.map_err(|error| Error(error.into()))
     }
+}
+
+/// Connects to ClickHouse if there is one, and brings its schema up to date. There is no lock over there to keep two
+/// control planes from doing so at once; the one that PostgreSQL has does.
+async fn open_ledger(settings: &Settings, store: &Store, metrics: &Arc<Metrics>) -> Result<Ledger, Cause> {
+    let Some(options) = &settings.clickhouse else { return Ok(Ledger::Postgres) };
+    let lock = store.lock_migrations().await.map_err(Cause::MigrationLock)?;
+    let clickhouse = ClickHouse::open(options, Arc::clone(metrics)).await?;
+    // Nothing was written: ending the transaction gives the lock back.
+    drop(lock);
+    Ok(Ledger::ClickHouse(Box::new(clickhouse)))
 }

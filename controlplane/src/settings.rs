@@ -1,9 +1,11 @@
 //! Bootstrap settings of the control plane.
 
+mod clickhouse;
 mod money;
 
 pub(crate) use money::{Invoicing, StripeSettings};
 
+use crate::ledger::Options;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -36,6 +38,8 @@ pub struct Settings {
     pub(crate) max_connections: u32,
     pub(crate) token_file: PathBuf,
     pub(crate) keep_months: u32,
+    pub(crate) log_sample: f64,
+    pub(crate) clickhouse: Option<Options>,
     pub(crate) reconcile_every: Duration,
     pub(crate) invoicing: Invoicing,
     pub(crate) stripe: Option<StripeSettings>,
@@ -60,6 +64,8 @@ impl Settings {
         let max_connections = fields.or("postgres.max_connections", DEFAULT_CONNECTIONS);
         let token_file = fields.required("admin.token_file");
         let keep_months = fields.or("usage.keep_months", DEFAULT_KEEP_MONTHS);
+        let log_sample = fields.or("usage.log_sample", 1.0);
+        let clickhouse = clickhouse::read(&mut fields);
         let reconcile_every = fields.or("billing.reconcile_every", DEFAULT_RECONCILE);
         let invoicing = Invoicing::from_fields(&mut fields);
         let stripe = StripeSettings::from_fields(&mut fields);
@@ -72,6 +78,14 @@ impl Settings {
         }
         if !(1..=MAX_KEEP_MONTHS).contains(&keep_months) {
             fields.mistake("usage.keep_months", "expected 1 to 120");
+        }
+        if !(0.0..=1.0).contains(&log_sample) {
+            fields.mistake("usage.log_sample", "expected 0 to 1");
+        } else if log_sample < 1.0 && clickhouse.is_none() {
+            fields.mistake(
+                "usage.log_sample",
+                "expected 1: without clickhouse.url, usage is summed from the request log",
+            );
         }
         if !RECONCILE.contains(&reconcile_every) {
             fields.mistake("billing.reconcile_every", "expected 100ms to 60s");
@@ -86,6 +100,8 @@ impl Settings {
                 max_connections,
                 token_file: token_file?,
                 keep_months,
+                log_sample,
+                clickhouse,
                 reconcile_every,
                 invoicing,
                 stripe,
@@ -123,6 +139,28 @@ mod tests {
         let settings = Settings::load("t", TEXT, &|_| None).expect("valid settings");
         assert_eq!((settings.max_connections, settings.keep_months), (10, 13));
         assert!(!format!("{settings:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_clickhouse_is_taken_as_it_is_set_and_its_password_never_shown() {
+        let environment = |name: &str| match name {
+            "TURNPIKE_CLICKHOUSE__URL" => Some("http://me:hush@ch:8123".to_owned()),
+            "TURNPIKE_USAGE__LOG_SAMPLE" => Some("0.25".to_owned()),
+            _ => None,
+        };
+        let settings = Settings::load("t", TEXT, &environment).expect("valid settings");
+        let options = settings.clickhouse.as_ref().expect("a ClickHouse");
+        assert_eq!((options.target.as_str(), options.database.as_str()), ("ch:8123", "turnpike"));
+        assert_eq!((options.user.as_deref(), options.password.as_deref()), (Some("me"), Some("hush")));
+        assert!(!format!("{settings:?}").contains("hush"));
+        let text = format!(
+            "{TEXT}\nclickhouse = {{ url = \"ftp://me:hush@ch\", database = \"a-b\", keep_days = 3 }}\nusage.log_sample = 0.5"
+        );
+        let mistakes = Settings::load("t", &text, &|_| None).expect_err("four mistakes").to_string();
+        for field in ["clickhouse.url", "clickhouse.database", "clickhouse.keep_days", "usage.log_sample"] {
+            assert!(mistakes.contains(field), "{field}: {mistakes}");
+        }
+        assert!(!mistakes.contains("hush"), "{mistakes}");
     }
 
     #[test]

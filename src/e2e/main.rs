@@ -9,6 +9,7 @@ mod faults;
 mod harness;
 mod lifecycle;
 mod limits;
+mod metering;
 mod observability;
 mod protocol;
 mod quotas;

@@ -62,6 +62,10 @@ pub(crate) struct Args {
     /// TURNPIKE_REDIS_URL, it does not.
     #[arg(long, value_name = "URL")]
     redis_url: Option<String>,
+    /// ClickHouse for usage events, as http(s)://[user:password@]host:port. Without it they are kept in PostgreSQL. Also
+    /// TURNPIKE_CLICKHOUSE_URL, for the same reason.
+    #[arg(long, value_name = "URL")]
+    clickhouse_url: Option<String>,
     /// Print exactly one line on standard output once all is ready: a JSON object with `base_url`, `api_key`,
     /// `admin_url`, `admin_token`, `console_url` and `model`.
     #[arg(long)]
@@ -100,7 +104,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let ports = Ports::choose(&args.ports)?;
     let program = std::env::current_exe().context("finding this program's file")?;
     let redis_url = args.redis_url.or_else(|| std::env::var("TURNPIKE_REDIS_URL").ok());
-    let plan = settings::Plan { program, dir: &dir, ports, region: &args.region, redis_url };
+    let clickhouse_url = args.clickhouse_url.or_else(|| std::env::var("TURNPIKE_CLICKHOUSE_URL").ok());
+    let plan = settings::Plan { program, dir: &dir, ports, region: &args.region, redis_url, clickhouse_url };
     let mut stack = Stack::default();
     let started = tokio::select! {
         started = Box::pin(stack.start(&plan, args.engine)) => Some(started),

@@ -29,11 +29,13 @@ pub(super) struct Plan<'a> {
     pub(super) ports: Ports,
     pub(super) region: &'a str,
     pub(super) redis_url: Option<String>,
+    pub(super) clickhouse_url: Option<String>,
 }
 
 impl Plan<'_> {
     /// Writes the control plane's file.
     pub(super) fn write_control(&self, tls: &pki::Files, postgres_url: &str) -> std::io::Result<()> {
+        let clickhouse = url_section("clickhouse", self.clickhouse_url.as_deref());
         self.write(
             CONTROL,
             [
@@ -43,13 +45,15 @@ impl Plan<'_> {
                 ("tls", tls_section(tls)),
                 ("postgres", section([("url", postgres_url.into())])),
                 ("admin", section([("token_file", path(&self.dir.admin_token_file()))])),
-            ],
+            ]
+            .into_iter()
+            .chain(clickhouse),
         )
     }
 
     /// Writes the edge's file.
     pub(super) fn write_edge(&self, tls: &pki::Files) -> std::io::Result<()> {
-        let redis = self.redis_url.as_ref().map(|url| ("redis", section([("url", url.as_str().into())])));
+        let redis = url_section("redis", self.redis_url.as_deref());
         self.write(
             EDGE,
             [
@@ -99,6 +103,11 @@ fn section<'f>(fields: impl IntoIterator<Item = (&'f str, Value)>) -> Value {
     Value::Table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
+/// A section that only says where a server is, if there is one.
+fn url_section<'f>(name: &'f str, url: Option<&str>) -> Option<(&'f str, Value)> {
+    url.map(|url| (name, section([("url", url.into())])))
+}
+
 fn path(path: &Path) -> Value {
     path.to_string_lossy().into_owned().into()
 }
@@ -128,7 +137,8 @@ mod tests {
             edge_metrics: address(5),
             node_metrics: address(6),
         };
-        let plan = Plan { program: PathBuf::new(), dir: &dir, ports, region: "eu-1", redis_url: None };
+        let clickhouse_url = Some("http://u:p@localhost:8123".to_owned());
+        let plan = Plan { program: PathBuf::new(), dir: &dir, ports, region: "eu-1", redis_url: None, clickhouse_url };
         let file = |name: &str| dir.certificates().join(name);
         let tls = pki::Files { ca: file("ca.pem"), cert: file("x.pem"), key: file("x.key") };
         plan.write_control(&tls, "postgres://postgres@localhost/turnpike?host=%2Ftmp%2Fx").unwrap();

@@ -229,6 +229,7 @@ fn view(standing: Standing, month: Month) -> Billing {
 
 /// An organization's money at the moment `now`.
 pub(crate) async fn get(context: &Context, id: Uuid, now: DateTime<Utc>) -> Result<Billing, ActionError> {
+    context.rollup.settle().await;
     let month = Month::of(now);
     Ok(view(standing(&mut *context.store.read().await?, id, month).await?, month))
 }
@@ -241,6 +242,7 @@ pub(crate) async fn patch(
     patch: PatchBilling,
     now: DateTime<Utc>,
 ) -> Result<Billing, ActionError> {
+    context.rollup.settle().await;
     let month = Month::of(now);
     let mut edit = context.feed.edit(operator.name()).await?;
     // Not before it is known that there is such an organization.

@@ -175,6 +175,7 @@ pub(crate) async fn close(
         (false, true) => Until::Draft,
         (false, false) => Until::Open,
     };
+    context.rollup.settle().await;
     let due = {
         let mut connection = context.store.read().await?;
         if until == Until::Open && !input.force {

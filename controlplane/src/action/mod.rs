@@ -18,6 +18,7 @@ pub(crate) mod versions;
 
 use crate::admission::Role;
 use crate::feed::{Edit, FeedError};
+use crate::ledger::LedgerError;
 use crate::store::{ConstraintKind, StoreError, audit};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -107,6 +108,15 @@ impl From<StoreError> for ActionError {
             },
             str::to_owned,
         ))
+    }
+}
+
+impl From<LedgerError> for ActionError {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Postgres(error) => error.into(),
+            LedgerError::ClickHouse { .. } => Self::Store(StoreError::Unavailable(error.to_string())),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ const MAX_GROUPS: i64 = 10_000;
 /// Days of usage shown when no first day is asked for.
 const DEFAULT_DAYS: u64 = 30;
 /// What usage can be grouped by.
-const GROUPS: [&str; 4] = ["organization", "model", "day", "key"];
+const GROUPS: [&str; 6] = ["organization", "model", "day", "hour", "price_version", "key"];
 
 /// Which usage is wanted.
 #[derive(Clone, Debug)]
@@ -43,11 +43,26 @@ pub(crate) async fn sums(
     let to = query.to.or_else(|| today.checked_add_days(Days::new(1))).unwrap_or(today);
     let from = query.from.or_else(|| to.checked_sub_days(Days::new(DEFAULT_DAYS))).unwrap_or(to);
     checks.require(from < to, "from", "expected a day before `to` (which is not included)");
-    checks.finish()?;
     let by = |name: &str| names.contains(&name);
-    let grouping = Grouping { organization: by("organization"), model: by("model"), day: by("day"), key: by("key") };
+    let grouping = Grouping {
+        organization: by("organization"),
+        model: by("model"),
+        day: by("day"),
+        hour: by("hour"),
+        price_version: by("price_version"),
+        key: by("key"),
+    };
+    let apart = !grouping.key || !grouping.hour && !grouping.price_version;
+    checks.require(apart, "group_by", "`key` does not go with `hour` or `price_version`");
+    checks.finish()?;
     let span = Span { organization: query.organization, from, to };
-    let sums = usage::sums(&mut *context.store.read().await?, grouping, span, MAX_GROUPS + 1).await?;
+    context.rollup.settle().await;
+    let mut connection = context.store.read().await?;
+    let sums = if grouping.key {
+        context.ledger.key_sums(&mut connection, grouping, span, MAX_GROUPS + 1).await?
+    } else {
+        usage::sums(&mut connection, grouping, span, MAX_GROUPS + 1).await?
+    };
     if sums.len() as u64 > MAX_GROUPS.unsigned_abs() {
         return Err(ActionError::field("group_by", "more than 10000 groups: narrow the days or the grouping"));
     }

@@ -209,9 +209,7 @@ fn fault(batch: &UsageBatch) -> Option<&'static str> {
 /// Tries until it succeeds; the caller gives up when the link ends.
 async fn store_batch(name: &str, batch: UsageBatch, context: &Context) {
     let (mut pause, longest) = INGEST_RETRY;
-    while let Err(error) = context.ingest.take(name, batch.clone(), Utc::now()).await {
-        context.metrics.ingest_failures.inc();
-        warn!(edge = name, %error, "a usage batch could not be stored yet; trying again");
+    while context.ingest.take(name, batch.clone(), Utc::now()).await.is_err() {
         sleep(pause).await;
         pause = (pause * 2).min(longest);
     }

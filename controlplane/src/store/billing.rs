@@ -127,8 +127,9 @@ pub(crate) async fn standings(
 
 const STANDINGS: &str = "
 WITH books AS (
-    SELECT least(now(), min(complete_to)) AS as_of, max(linked_at) AS linked_at FROM edges
-    WHERE last_seen_at > now() - make_interval(secs => $4)
+    SELECT least(now(), min(complete_to), (SELECT min(ended_from) - interval '1 ms' FROM usage_dirty_hours)) AS as_of,
+        max(linked_at) AS linked_at
+    FROM edges WHERE last_seen_at > now() - make_interval(secs => $4)
 )
 SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a.monthly_budget,
     CASE WHEN a.prepaid_since IS NOT NULL THEN coalesce(paid.amount, 0) + coalesce(paid.used, 0)

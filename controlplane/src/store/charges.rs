@@ -2,19 +2,16 @@
 
 use super::amounts::usd;
 use super::partitions::Month;
-use super::{PgConnection, StoreError};
+use super::{PgConnection, StoreError, rollup};
 use crate::invoicing::{Charge, LineKind, UnitPrices};
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use turnpike_config::Usd;
 use uuid::Uuid;
 
-/// Key of the advisory lock under which sums change («metering» in ASCII).
-const ROLLUP_LOCK: i64 = 0x6d65_7465_7269_6e67;
-
 /// Keeps usage from being summed anew until the transaction ends: what is read now is what is invoiced.
 pub(crate) async fn hold(connection: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ROLLUP_LOCK).execute(&mut *connection).await?;
+    rollup::lock(connection).await?;
     sqlx::query("LOCK TABLE usage_records, usage_adjustments IN SHARE ROW EXCLUSIVE MODE").execute(connection).await?;
     Ok(())
 }

@@ -21,6 +21,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const STATEMENT_TIMEOUT_MS: &str = "30000";
 /// Longest wait for a lock, milliseconds.
 const LOCK_TIMEOUT_MS: &str = "10000";
+/// Key of the advisory lock under which ClickHouse is migrated («ch_schem» in ASCII).
+const MIGRATION_LOCK: i64 = 0x6368_5f73_6368_656d;
 /// The channel on which a committed config change is announced.
 pub(super) const CONFIG_CHANNEL: &str = "turnpike_config";
 
@@ -107,6 +109,16 @@ impl Store {
     /// Starts a transaction that sees one moment of the database.
     pub(crate) async fn begin_snapshot(&self) -> Result<Tx, StoreError> {
         Ok(self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
+    }
+
+    /// Waits for the right to migrate what has no lock of its own; held until what is returned is dropped.
+    pub(crate) async fn lock_migrations(&self) -> Result<Tx, StoreError> {
+        let mut tx = self.begin().await?;
+        // Another control plane's migrations may take longer than any other statement.
+        sqlx::query("SET LOCAL lock_timeout = 0").execute(&mut *tx).await?;
+        sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *tx).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *tx).await?;
+        Ok(tx)
     }
 
     /// A connection for reads outside of any transaction.

@@ -21,6 +21,7 @@ pub(crate) mod prices;
 pub(crate) mod purges;
 pub(crate) mod recharges;
 pub(crate) mod requests;
+pub(crate) mod rollup;
 pub(crate) mod routing;
 pub(crate) mod stripe;
 pub(crate) mod usage;

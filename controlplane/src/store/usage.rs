@@ -1,10 +1,11 @@
-//! Taking in usage events, and the daily sums.
+//! Taking in usage events, and reading what they add up to.
 
 use super::{PgConnection, StoreError};
 use chrono::{DateTime, Duration, NaiveDate, Utc};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use sqlx::types::ipnetwork::IpNetwork;
+use std::collections::{BTreeMap, BTreeSet};
 use turnpike_config::{CacheStatus, UsageEvent};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -29,11 +30,12 @@ impl UsageRow {
     }
 }
 
-/// Stores those events that are new and whose organization exists, adds them to the daily sums, and notes when keys
-/// were last used. Returns how many were stored. An unknown key or model is stored as none.
-///
-/// One statement: an event is either counted everywhere or nowhere.
-pub(crate) async fn insert(connection: &mut PgConnection, rows: &[UsageRow]) -> Result<u64, StoreError> {
+/// Stores those events in the request log that are new and whose organization exists; returns how many. An unknown key or
+/// model is stored as none.
+pub(crate) async fn insert(connection: &mut PgConnection, rows: &[&UsageRow]) -> Result<u64, StoreError> {
+    if rows.is_empty() {
+        return Ok(0);
+    }
     let cut = |text: &Option<String>, most: usize| text.as_deref().map(|text| clean(text, most));
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let millis = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
@@ -42,7 +44,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, rows: &[UsageRow]) -> 
             rows.iter().map(|$row| $value).collect::<Vec<_>>()
         };
     }
-    let stored: i64 = sqlx::query_scalar(INSERT)
+    let stored = sqlx::query(INSERT)
         .bind(column!(r => r.event.id.0))
         .bind(column!(r => r.event.organization.0))
         .bind(column!(r => r.event.api_key.0))
@@ -73,97 +75,145 @@ pub(crate) async fn insert(connection: &mut PgConnection, rows: &[UsageRow]) -> 
         .bind(column!(r => r.created_at))
         .bind(column!(r => r.ended_at()))
         .bind(column!(r => r.event.cache.map(CacheStatus::name)))
-        .fetch_one(connection)
-        .await?;
-    Ok(stored.unsigned_abs())
+        .bind(column!(r => i64::from(r.event.price_version)))
+        .bind(column!(r => i64::from(r.event.cached_tokens)))
+        .execute(connection)
+        .await?
+        .rows_affected();
+    Ok(stored)
 }
 
-// Sums and keys are locked in the order of their keys, so that two edges' batches cannot wait for each other.
 const INSERT: &str = "
-WITH inserted AS (
-    INSERT INTO inference_requests (id, organization_id, api_key_id, model_id, model_version, request_type,
-        prompt_tokens, completion_tokens, total_tokens, estimated, cost_usd, request_size_bytes, response_size_bytes,
-        processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
-        error_message, streamed, retries, user_agent, ip_address, region, edge, node, created_at, completed_at,
-        cache_status)
-    SELECT e.id, o.id, k.id, m.id, e.model_version, e.request_type,
-        e.prompt_tokens, e.completion_tokens, e.prompt_tokens + e.completion_tokens, e.estimated, e.cost_usd,
-        e.request_size_bytes, e.response_size_bytes,
-        e.processing_time_ms, e.queue_time_ms, e.total_time_ms, e.first_byte_ms, e.status, e.http_status, e.error_code,
-        e.error_message, e.streamed, e.retries, e.user_agent, e.ip_address, e.region, e.edge, e.node, e.created_at,
-        e.completed_at, e.cache_status
-    FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
-        $9::boolean[], $10::numeric[], $11::bigint[], $12::bigint[], $13::integer[], $14::integer[], $15::integer[],
-        $16::integer[], $17::text[], $18::smallint[], $19::text[], $20::text[], $21::boolean[], $22::smallint[],
-        $23::text[], $24::inet[], $25::text[], $26::text[], $27::text[], $28::timestamptz[], $29::timestamptz[],
-        $30::text[])
-        AS e (id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens, completion_tokens,
-        estimated, cost_usd, request_size_bytes, response_size_bytes, processing_time_ms, queue_time_ms, total_time_ms,
-        first_byte_ms, status, http_status, error_code, error_message, streamed, retries, user_agent, ip_address,
-        region, edge, node, created_at, completed_at, cache_status)
-    JOIN organizations o ON o.id = e.organization_id
-    LEFT JOIN api_keys k ON k.id = e.api_key_id
-    LEFT JOIN models m ON m.id = e.model_id
-    ON CONFLICT DO NOTHING
-    RETURNING organization_id, api_key_id, model_id, prompt_tokens, completion_tokens, total_tokens, cost_usd, created_at
-), summed AS (
-    INSERT INTO usage_records (organization_id, model_id, date, requests, prompt_tokens, completion_tokens,
-        total_tokens, cost_usd)
-    SELECT organization_id, model_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(prompt_tokens),
-        sum(completion_tokens), sum(total_tokens), sum(cost_usd)
-    FROM inserted WHERE model_id IS NOT NULL GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
-    ON CONFLICT (organization_id, model_id, date) DO UPDATE SET
-        requests = usage_records.requests + excluded.requests,
-        prompt_tokens = usage_records.prompt_tokens + excluded.prompt_tokens,
-        completion_tokens = usage_records.completion_tokens + excluded.completion_tokens,
-        total_tokens = usage_records.total_tokens + excluded.total_tokens,
-        cost_usd = usage_records.cost_usd + excluded.cost_usd,
-        updated_at = now()
-), locked AS (
-    SELECT id FROM api_keys WHERE id IN (SELECT api_key_id FROM inserted) ORDER BY id FOR NO KEY UPDATE
-), used AS (
-    UPDATE api_keys SET last_used_at = greatest(api_keys.last_used_at, latest.at)
-    FROM locked, (SELECT api_key_id, max(created_at) AS at FROM inserted GROUP BY 1) AS latest
-    WHERE api_keys.id = locked.id AND latest.api_key_id = locked.id
-)
-SELECT count(*) FROM inserted";
+INSERT INTO inference_requests (id, organization_id, api_key_id, model_id, model_version, request_type,
+    prompt_tokens, completion_tokens, total_tokens, estimated, cost_usd, request_size_bytes, response_size_bytes,
+    processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
+    error_message, streamed, retries, user_agent, ip_address, region, edge, node, created_at, completed_at,
+    cache_status, price_version, cached_tokens)
+SELECT e.id, o.id, k.id, m.id, e.model_version, e.request_type,
+    e.prompt_tokens, e.completion_tokens, e.prompt_tokens + e.completion_tokens, e.estimated, e.cost_usd,
+    e.request_size_bytes, e.response_size_bytes,
+    e.processing_time_ms, e.queue_time_ms, e.total_time_ms, e.first_byte_ms, e.status, e.http_status, e.error_code,
+    e.error_message, e.streamed, e.retries, e.user_agent, e.ip_address, e.region, e.edge, e.node, e.created_at,
+    e.completed_at, e.cache_status, e.price_version, e.cached_tokens
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
+    $9::boolean[], $10::numeric[], $11::bigint[], $12::bigint[], $13::integer[], $14::integer[], $15::integer[],
+    $16::integer[], $17::text[], $18::smallint[], $19::text[], $20::text[], $21::boolean[], $22::smallint[],
+    $23::text[], $24::inet[], $25::text[], $26::text[], $27::text[], $28::timestamptz[], $29::timestamptz[],
+    $30::text[], $31::bigint[], $32::bigint[])
+    AS e (id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens, completion_tokens,
+    estimated, cost_usd, request_size_bytes, response_size_bytes, processing_time_ms, queue_time_ms, total_time_ms,
+    first_byte_ms, status, http_status, error_code, error_message, streamed, retries, user_agent, ip_address,
+    region, edge, node, created_at, completed_at, cache_status, price_version, cached_tokens)
+JOIN organizations o ON o.id = e.organization_id
+LEFT JOIN api_keys k ON k.id = e.api_key_id
+LEFT JOIN models m ON m.id = e.model_id
+ON CONFLICT DO NOTHING";
 
-/// Which of these organizations do not exist.
-pub(crate) async fn unknown_organizations(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-) -> Result<Vec<Uuid>, StoreError> {
-    Ok(sqlx::query_scalar(
-        "SELECT wanted FROM unnest($1::uuid[]) AS wanted
-         WHERE NOT EXISTS (SELECT 1 FROM organizations WHERE id = wanted)",
-    )
-    .bind(ids)
-    .fetch_all(connection)
-    .await?)
-}
-
-/// Notes how far an edge's journal has been taken in. `events_to` is the end of the last event, if there was one.
-/// It is the latest that counts, not the greatest: one event of a clock gone wild must not hide a backlog.
-pub(crate) async fn advance(
-    connection: &mut PgConnection,
-    edge: &str,
-    epoch: u64,
-    through: u64,
-    events_to: Option<DateTime<Utc>>,
-) -> Result<(), StoreError> {
+/// Notes when keys were last used.
+pub(crate) async fn note_keys(connection: &mut PgConnection, rows: &[UsageRow]) -> Result<(), StoreError> {
+    let mut latest: BTreeMap<Uuid, DateTime<Utc>> = BTreeMap::new();
+    for row in rows {
+        let at = latest.entry(row.event.api_key.0).or_insert(row.created_at);
+        *at = (*at).max(row.created_at);
+    }
+    // Locked in the order of their ids, so that two edges' batches cannot wait for each other.
     sqlx::query(
-        "INSERT INTO usage_ingest (edge, epoch, through_seq, events_to) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (edge, epoch) DO UPDATE
-             SET through_seq = greatest(usage_ingest.through_seq, excluded.through_seq),
-                 events_to = coalesce(excluded.events_to, usage_ingest.events_to), updated_at = now()",
+        "WITH latest AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS l (id, at)),
+         locked AS (
+             SELECT k.id, latest.at FROM api_keys k JOIN latest ON latest.id = k.id
+             WHERE k.last_used_at IS NULL OR k.last_used_at < latest.at ORDER BY k.id FOR NO KEY UPDATE OF k
+         )
+         UPDATE api_keys SET last_used_at = greatest(last_used_at, locked.at) FROM locked WHERE api_keys.id = locked.id",
     )
-    .bind(edge)
-    .bind(Decimal::from(epoch))
-    .bind(Decimal::from(through))
-    .bind(events_to)
+    .bind(latest.keys().copied().collect::<Vec<_>>())
+    .bind(latest.values().copied().collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// What an event refers to and what of it exists.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Organizations.
+    pub(crate) organizations: BTreeSet<Uuid>,
+    /// Keys.
+    pub(crate) keys: BTreeSet<Uuid>,
+    /// Models.
+    pub(crate) models: BTreeSet<String>,
+}
+
+/// What exists of all that these events refer to.
+pub(crate) async fn known(connection: &mut PgConnection, rows: &[UsageRow]) -> Result<Known, StoreError> {
+    let organizations: BTreeSet<Uuid> = rows.iter().map(|row| row.event.organization.0).collect();
+    let keys: BTreeSet<Uuid> = rows.iter().map(|row| row.event.api_key.0).collect();
+    let models: BTreeSet<&str> = rows.iter().filter_map(|row| row.event.model.as_deref()).collect();
+    let (organizations, keys, models): (Vec<Uuid>, Vec<Uuid>, Vec<String>) = sqlx::query_as(
+        "SELECT ARRAY(SELECT id FROM organizations WHERE id = ANY($1)),
+             ARRAY(SELECT id FROM api_keys WHERE id = ANY($2)),
+             ARRAY(SELECT id::text FROM models WHERE id = ANY($3))",
+    )
+    .bind(organizations.into_iter().collect::<Vec<_>>())
+    .bind(keys.into_iter().collect::<Vec<_>>())
+    .bind(models.into_iter().filter(|model| !model.contains('\0')).collect::<Vec<_>>())
+    .fetch_one(connection)
+    .await?;
+    Ok(Known {
+        organizations: organizations.into_iter().collect(),
+        keys: keys.into_iter().collect(),
+        models: models.into_iter().collect(),
+    })
+}
+
+/// A stretch of an edge's journal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stretch<'e> {
+    /// Whose.
+    pub(crate) edge: &'e str,
+    /// Which life of it.
+    pub(crate) epoch: u64,
+    /// Its first record.
+    pub(crate) first: u64,
+    /// The record after its last.
+    pub(crate) end: u64,
+}
+
+/// How a stretch follows what was taken in before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    /// How many records were skipped, which a contiguous journal never does.
+    pub(crate) skipped: u64,
+    /// All of it had been taken in already.
+    pub(crate) is_known: bool,
+}
+
+/// Notes how far an edge's journal has been taken in. `events_to` is the end of the last event, if there was one. It is
+/// the latest that counts, not the greatest: one event of a clock gone wild must not hide a backlog.
+pub(crate) async fn advance(
+    connection: &mut PgConnection,
+    stretch: Stretch<'_>,
+    events_to: Option<DateTime<Utc>>,
+) -> Result<Taken, StoreError> {
+    let Stretch { edge, epoch, first, end } = stretch;
+    let before: Option<Decimal> = sqlx::query_scalar(
+        "WITH before AS (SELECT through_seq FROM usage_ingest WHERE edge = $1 AND epoch = $2)
+         INSERT INTO usage_ingest (edge, epoch, through_seq, events_to) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (edge, epoch) DO UPDATE
+             SET through_seq = greatest(usage_ingest.through_seq, excluded.through_seq),
+                 events_to = coalesce(excluded.events_to, usage_ingest.events_to), updated_at = now()
+         RETURNING (SELECT through_seq FROM before)",
+    )
+    .bind(edge)
+    .bind(Decimal::from(epoch))
+    .bind(Decimal::from(end.saturating_sub(1)))
+    .bind(events_to)
+    .fetch_one(connection)
+    .await?;
+    let next = before.and_then(|through| u64::try_from(through).ok()).map(|through| through.saturating_add(1));
+    Ok(Taken {
+        skipped: next.map_or(0, |next| first.saturating_sub(next)),
+        is_known: next.is_some_and(|next| end <= next),
+    })
 }
 
 /// At most `most` characters, without the NUL that PostgreSQL's text cannot hold.
@@ -180,7 +230,11 @@ pub(crate) struct Grouping {
     pub(crate) model: bool,
     /// One row per UTC day.
     pub(crate) day: bool,
-    /// One row per key: summed from the request log, which is kept for a limited time.
+    /// One row per UTC hour.
+    pub(crate) hour: bool,
+    /// One row per price of a model.
+    pub(crate) price_version: bool,
+    /// One row per key: summed from the ledger, which is kept for a limited time.
     pub(crate) key: bool,
 }
 
@@ -207,6 +261,12 @@ pub(crate) struct UsageSum {
     /// The UTC day.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) date: Option<NaiveDate>,
+    /// The UTC hour, by its beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hour: Option<DateTime<Utc>>,
+    /// Which of the model's prices the cost was reckoned by; 0 if the model had no numbered prices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) price_version: Option<i64>,
     /// The key; absent also for requests of a key that no longer exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) api_key_id: Option<Uuid>,
@@ -228,7 +288,7 @@ fn shortest<S: serde::Serializer>(amount: &Decimal, serializer: S) -> Result<S::
     serializer.collect_str(&amount.normalize())
 }
 
-/// Sums usage, at most `limit` groups, in the order of the groups.
+/// Sums usage, at most `limit` groups, in the order of the groups. Not by key: see [`sums_by_key`].
 pub(crate) async fn sums(
     connection: &mut PgConnection,
     grouping: Grouping,
@@ -236,8 +296,30 @@ pub(crate) async fn sums(
     limit: i64,
 ) -> Result<Vec<UsageSum>, StoreError> {
     // The flags are parameters, not text: one statement per source, planned once.
-    let sql = if grouping.key { SUMS_BY_KEY } else { SUMS };
-    Ok(sqlx::query_as(sql)
+    let by_hour = grouping.hour || grouping.price_version;
+    Ok(sqlx::query_as(if by_hour { SUMS_BY_HOUR } else { SUMS })
+        .bind(grouping.organization)
+        .bind(grouping.model)
+        .bind(grouping.day)
+        .bind(span.organization)
+        .bind(span.from)
+        .bind(span.to)
+        .bind(limit)
+        .bind(grouping.hour)
+        .bind(grouping.price_version)
+        .fetch_all(connection)
+        .await?)
+}
+
+/// Sums usage from the request log by key and whatever else but hours and prices, at most `limit` groups, in the order
+/// of the groups.
+pub(crate) async fn sums_by_key(
+    connection: &mut PgConnection,
+    grouping: Grouping,
+    span: Span,
+    limit: i64,
+) -> Result<Vec<UsageSum>, StoreError> {
+    Ok(sqlx::query_as(SUMS_BY_KEY)
         .bind(grouping.organization)
         .bind(grouping.model)
         .bind(grouping.day)
@@ -250,19 +332,36 @@ pub(crate) async fn sums(
 }
 
 const SUMS: &str = "
-SELECT organization_id, model_id, date, NULL::uuid AS api_key_id, sum(requests)::bigint AS requests,
+SELECT organization_id, model_id, date, NULL::timestamptz AS hour, NULL::bigint AS price_version,
+    NULL::uuid AS api_key_id, sum(requests)::bigint AS requests,
     sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
     sum(total_tokens)::bigint AS total_tokens, sum(cost_usd) AS cost_usd
 FROM (
     SELECT CASE WHEN $1 THEN organization_id END AS organization_id, CASE WHEN $2 THEN model_id END AS model_id,
         CASE WHEN $3 THEN date END AS date, requests, prompt_tokens, completion_tokens, total_tokens, cost_usd
     FROM usage_records
-    WHERE ($4::uuid IS NULL OR organization_id = $4) AND date >= $5 AND date < $6
+    WHERE ($4::uuid IS NULL OR organization_id = $4) AND date >= $5 AND date < $6 AND NOT ($8 OR $9)
 ) AS picked
 GROUP BY 1, 2, 3 ORDER BY 3, 1, 2 LIMIT $7";
 
+const SUMS_BY_HOUR: &str = "
+SELECT organization_id, model_id, date, hour, price_version, NULL::uuid AS api_key_id,
+    sum(requests)::bigint AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
+    sum(completion_tokens)::bigint AS completion_tokens,
+    sum(prompt_tokens + completion_tokens)::bigint AS total_tokens, sum(cost_usd) AS cost_usd
+FROM (
+    SELECT CASE WHEN $1 THEN organization_id END AS organization_id, CASE WHEN $2 THEN model_id END AS model_id,
+        CASE WHEN $3 THEN (hour AT TIME ZONE 'UTC')::date END AS date, CASE WHEN $8 THEN hour END AS hour,
+        CASE WHEN $9 THEN price_version END AS price_version, requests, prompt_tokens, completion_tokens, cost_usd
+    FROM usage_hours
+    WHERE ($4::uuid IS NULL OR organization_id = $4)
+        AND hour >= $5::date::timestamp AT TIME ZONE 'UTC' AND hour < $6::date::timestamp AT TIME ZONE 'UTC'
+) AS picked
+GROUP BY 1, 2, 3, 4, 5 ORDER BY 4, 3, 1, 2, 5 LIMIT $7";
+
 const SUMS_BY_KEY: &str = "
-SELECT organization_id, model_id, date, api_key_id, count(*) AS requests,
+SELECT organization_id, model_id, date, NULL::timestamptz AS hour, NULL::bigint AS price_version, api_key_id,
+    count(*) AS requests,
     sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
     sum(total_tokens)::bigint AS total_tokens, sum(cost_usd) AS cost_usd
 FROM (
@@ -273,4 +372,4 @@ FROM (
     WHERE ($4::uuid IS NULL OR organization_id = $4) AND model_id IS NOT NULL
         AND created_at >= $5::date::timestamp AT TIME ZONE 'UTC' AND created_at < $6::date::timestamp AT TIME ZONE 'UTC'
 ) AS picked
-GROUP BY 1, 2, 3, 4 ORDER BY 3, 1, 2, 4 LIMIT $7";
+GROUP BY 1, 2, 3, 6 ORDER BY 3, 1, 2, 6 LIMIT $7";

@@ -24,7 +24,7 @@ fn within(back: u32) -> DateTime<Utc> {
 }
 
 pub(crate) fn spending(tenant: &Tenant, model: &str, at: DateTime<Utc>, cost: &str) -> UsageEvent {
-    UsageEvent { cost: cost.parse().unwrap(), ..event(tenant, Some(model), at, 100, 10) }
+    UsageEvent { cost: cost.parse().unwrap(), price_version: 1, ..event(tenant, Some(model), at, 100, 10) }
 }
 
 /// An organization that used something last month.
@@ -184,9 +184,9 @@ async fn racing_closers_make_one_invoice_each_and_numbers_without_a_gap() {
         tenants.push(with_usage(&plane, &format!("org-{n}"), &["1.5", "0.000000000001"]).await);
     }
     // One whose hours and days do not agree: it takes no number, and does not keep the others from theirs.
-    sqlx::query("INSERT INTO usage_hours SELECT $1, 'm', 1, $2, 2, 200, 0, 20, 1.500000000002")
+    plane.get("/usage").await;
+    sqlx::query("UPDATE usage_hours SET cost_usd = 1.500000000002 WHERE organization_id = $1")
         .bind(tenants[3].organization.parse::<uuid::Uuid>().unwrap())
-        .bind(within(1))
         .execute(&plane.pool)
         .await
         .unwrap();
@@ -345,17 +345,10 @@ async fn late_usage_goes_on_the_next_invoice_and_comes_back_from_a_void_one() {
     plane.model("m").await;
     let tenant = plane.tenant("acme").await;
     let events = [spending(&tenant, "m", within(2), "4"), spending(&tenant, "m", within(1), "5")];
-    Meter::connect(&plane, "e1").await.ship(1, 0, &events).await;
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &events).await;
     assert_eq!(figures(&close(&plane, &tenant, 2).await["invoice"])[0], "4");
-    sqlx::query(
-        "INSERT INTO usage_adjustments (organization_id, model_id, date, requests, prompt_tokens, completion_tokens,
-             cost_usd) VALUES ($1, 'm', $2, 1, 10, 1, 0.250000000001)",
-    )
-    .bind(tenant.organization.parse::<uuid::Uuid>().unwrap())
-    .bind(within(2).date_naive())
-    .execute(&plane.pool)
-    .await
-    .unwrap();
+    meter.ship(1, 2, &[spending(&tenant, "m", within(2), "0.250000000001")]).await;
     let next = close(&plane, &tenant, 1).await["invoice"].clone();
     assert_eq!(figures(&next)[0], "5.250000000001");
     let line = &next["line_items"][1];

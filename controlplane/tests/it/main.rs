@@ -8,6 +8,7 @@ mod feed;
 mod invoices;
 mod lifecycle;
 mod limits;
+mod metering;
 mod node_ledger;
 mod nodes;
 mod peers;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{Identity, Role, TlsFiles, domain};
 use turnpike_controlplane::{ControlPlane, Error, Settings};
+use turnpike_parts::clickhouse::ClickHouse;
 use turnpike_parts::postgres::Postgres;
 
 /// Longest that anything expected may take on a busy machine.
@@ -35,11 +36,69 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
     }
 }
 
+/// What a control plane is started with besides what every one needs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Extras {
+    /// Further lines of its settings.
+    pub(crate) settings: String,
+}
+
+/// Where usage is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Postgres,
+    ClickHouse,
+}
+
+impl Kept {
+    /// Settings for a database of its own on the server that all tests share.
+    pub(crate) async fn extras(self) -> Extras {
+        match self {
+            Self::Postgres => Extras::default(),
+            Self::ClickHouse => {
+                let server = tokio::task::spawn_blocking(|| ClickHouse::shared_temporary().unwrap()).await.unwrap();
+                Extras::clickhouse(&server.url())
+            }
+        }
+    }
+}
+
+impl From<&str> for Extras {
+    fn from(settings: &str) -> Self {
+        Self { settings: settings.to_owned() }
+    }
+}
+
+impl From<&String> for Extras {
+    fn from(settings: &String) -> Self {
+        Self::from(settings.as_str())
+    }
+}
+
+impl Extras {
+    pub(crate) fn clickhouse(url: &str) -> Self {
+        let database = format!("t_{}", uuid::Uuid::new_v4().simple());
+        Self { settings: format!("clickhouse = {{ url = \"{url}\", database = \"{database}\", timeout = \"2s\" }}\n") }
+    }
+
+    pub(crate) fn and(mut self, line: &str) -> Self {
+        self.settings.push_str(line);
+        self.settings.push('\n');
+        self
+    }
+}
+
+/// Of the server that all tests share.
+pub(crate) async fn fresh_database() -> String {
+    let url = tokio::task::spawn_blocking(|| Postgres::shared_temporary().unwrap().fresh_database().unwrap());
+    url.await.unwrap()
+}
+
 pub(crate) struct Plane {
     pub(crate) database: String,
+    pub(crate) extras: Extras,
     pub(crate) pool: PgPool,
     pub(crate) link: SocketAddr,
-    more: String,
     base: String,
     http: Client,
     directory: TempDir,
@@ -51,17 +110,15 @@ pub(crate) struct Plane {
 impl Plane {
     /// On a fresh database of the server that all tests share.
     pub(crate) async fn start() -> Self {
-        let url = tokio::task::spawn_blocking(|| Postgres::shared_temporary().unwrap().fresh_database().unwrap());
-        Self::start_on(url.await.unwrap(), "").await
+        Self::start_with("").await
     }
 
-    /// The same with further lines of settings.
-    pub(crate) async fn start_with(settings: &str) -> Self {
-        let url = tokio::task::spawn_blocking(|| Postgres::shared_temporary().unwrap().fresh_database().unwrap());
-        Self::start_on(url.await.unwrap(), settings).await
+    /// On a fresh database, with more settings.
+    pub(crate) async fn start_with(extras: impl Into<Extras>) -> Self {
+        Self::start_on(fresh_database().await, extras).await
     }
 
-    pub(crate) async fn start_on(database: String, settings: &str) -> Self {
+    pub(crate) async fn start_on(database: String, extras: impl Into<Extras>) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| rustls::crypto::ring::default_provider().install_default().unwrap());
         let directory = TempDir::new().unwrap();
@@ -74,7 +131,7 @@ impl Plane {
         let mut plane = Self {
             pool: sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_lazy(&database).unwrap(),
             database,
-            more: settings.to_owned(),
+            extras: extras.into(),
             link: ([127, 0, 0, 1], 0).into(),
             base: String::new(),
             http: Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
@@ -96,19 +153,24 @@ impl Plane {
         self.running = Some(tokio::spawn(control.serve(self.stop.clone())));
     }
 
+    /// Why one that was stopped does not start.
+    pub(crate) async fn start_fails(&self) -> String {
+        ControlPlane::start(&self.settings()).await.err().expect("it does not start").to_string()
+    }
+
     fn settings(&self) -> Settings {
         let files = self.files("control");
         let text = format!(
             "region = \"test\"\nhttp.listen = \"127.0.0.1:0\"\nlink.listen = \"{}\"\nadmin.token_file = {:?}\n\
              tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n\
-             billing.reconcile_every = \"200ms\"\n{}\n",
+             billing.reconcile_every = \"200ms\"\n{}",
             self.link,
             self.directory.path().join("tokens"),
             files.ca,
             files.cert,
             files.key,
             self.database,
-            self.more,
+            self.extras.settings,
         );
         Settings::load("test", &text, &|_| None).unwrap()
     }

@@ -8,6 +8,8 @@
 
 pub mod account;
 pub mod cache;
+pub mod clickhouse;
+mod home;
 pub mod postgres;
 pub mod process;
 pub mod redis;

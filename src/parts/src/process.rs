@@ -155,9 +155,26 @@ pub fn is_alive(id: u32) -> bool {
     i32::try_from(id).ok().and_then(Pid::from_raw).is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
+/// Whether SIGSTOP has taken effect; where the system does not tell, it is believed to have.
+pub fn has_halted(id: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{id}/stat")) else { return true };
+    // The state comes after the program's name, which is in parentheses and may hold anything.
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+}
+
 /// The last `lines` lines of a log file, for an error message.
 pub fn last_lines(log: &Path, lines: usize) -> String {
     let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// The first program of one of these names in the absolute directories on PATH, or in `/usr/bin`. Absolute, because
+/// servers are started from another directory.
+pub fn find_program(names: &[&str]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
+    let mut directories = on_path.chain([PathBuf::from("/usr/bin")]);
+    directories
+        .find_map(|directory| names.iter().map(|name| directory.join(name)).find(|candidate| candidate.is_file()))
 }

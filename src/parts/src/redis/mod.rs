@@ -6,18 +6,18 @@
 
 mod client;
 mod cluster;
-mod home;
 mod options;
+mod port;
 mod programs;
 
 pub use cluster::RedisCluster;
 pub use options::{Options, Tls};
 
+use crate::home::Home;
 use crate::process::{self, Guarded, GuardedProcess, Signal};
 use client::Client;
-use home::Home;
 use programs::Programs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer; it reads its append-only file in this time.
@@ -109,6 +109,7 @@ pub struct Redis {
     // Before the folder: fields are dropped in this order.
     process: GuardedProcess,
     programs: Programs,
+    settings: PathBuf,
     client: Client,
     url: String,
     home: Home,
@@ -133,13 +134,14 @@ impl Redis {
     }
 
     fn attempt(programs: &Programs, options: &Options) -> Result<Self, Error> {
-        let home = Home::new()?;
-        let port = home::free_port(options.is_clustered())?;
+        let home = Home::new("redis").map_err(Error::io("making a folder for Redis"))?;
+        let port = port::free_port(options.is_clustered())?;
         let operator = options.operator_password()?;
-        home.write_settings(&options.settings(port, home.path(), operator.as_deref()))?;
+        let settings = options.settings(port, home.path(), operator.as_deref());
+        let settings = home.write("redis.conf", &settings).map_err(Error::io("configuring Redis"))?;
         let client = Client::new(programs, port, operator, options.ca());
-        let process = launch(programs, &client, &home)?;
-        Ok(Self { process, programs: programs.clone(), client, url: options.url(port), home })
+        let process = launch(programs, &settings, &client, &home)?;
+        Ok(Self { process, programs: programs.clone(), settings, client, url: options.url(port), home })
     }
 
     /// How to connect: `redis://127.0.0.1:PORT`, or `rediss://` with TLS, with the user and password that clients are
@@ -195,7 +197,7 @@ impl Redis {
         self.stop();
         let deadline = Instant::now() + PORT_PATIENCE;
         loop {
-            match launch(&self.programs, &self.client, &self.home) {
+            match launch(&self.programs, &self.settings, &self.client, &self.home) {
                 Ok(process) => {
                     self.process = process;
                     return Ok(());
@@ -210,7 +212,7 @@ impl Redis {
     pub fn pause(&mut self) -> Result<(), Error> {
         self.process.signal(Signal::STOP).map_err(Error::io(format!("pausing Redis at port {}", self.port())))?;
         let id = self.id();
-        process::wait_until(Instant::now() + SIGNAL_PATIENCE, || id.is_none_or(has_halted));
+        process::wait_until(Instant::now() + SIGNAL_PATIENCE, || id.is_none_or(process::has_halted));
         Ok(())
     }
 
@@ -234,10 +236,10 @@ impl Drop for Redis {
 }
 
 /// Starts a server and waits until it answers.
-fn launch(programs: &Programs, client: &Client, home: &Home) -> Result<GuardedProcess, Error> {
-    home.empty_log()?;
+fn launch(programs: &Programs, settings: &Path, client: &Client, home: &Home) -> Result<GuardedProcess, Error> {
+    home.empty_log().map_err(Error::io("starting redis-server"))?;
     let guarded = Guarded {
-        command: vec![programs.server().into(), home.settings().into()],
+        command: vec![programs.server().into(), settings.into()],
         run_as: None,
         // We are gone and its data will be: there is nothing to save, and only this ends a paused server.
         stop_signal: "KILL",
@@ -262,11 +264,4 @@ fn wait_until_ready(process: &mut GuardedProcess, client: &Client) -> Result<(),
         None => Err(format!("no answer after {} s", START_PATIENCE.as_secs())),
         Some(status) => Err(status.to_string()),
     }
-}
-
-/// Whether SIGSTOP has taken effect; where the system does not tell, it is believed to have.
-fn has_halted(id: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{id}/stat")) else { return true };
-    // The state comes after the program's name, which is in parentheses and may hold anything.
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
 }

@@ -1,6 +1,7 @@
 //! Which Redis programs to run.
 
 use super::Error;
+use crate::process;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,11 +35,7 @@ impl Programs {
 }
 
 fn find(program: &'static str) -> Result<PathBuf, Error> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Absolute, because the server is started from another directory.
-    let on_path = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
-    let mut candidates = on_path.chain([PathBuf::from("/usr/bin")]).map(|directory| directory.join(program));
-    candidates.find(|candidate| candidate.is_file()).ok_or(Error::NotFound(program))
+    process::find_program(&[program]).ok_or(Error::NotFound(program))
 }
 
 fn check_version(program: &Path) -> Result<(), Error> {

@@ -1,0 +1,172 @@
+//! The ledger in ClickHouse.
+
+mod gather;
+mod migrations;
+mod read;
+mod rows;
+
+pub(crate) use migrations::MigrationError;
+
+use super::LedgerError;
+use crate::metrics::Metrics;
+use crate::store::rollup::HourSum;
+use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
+use ::clickhouse::Client;
+use chrono::{DateTime, Utc};
+use gather::Gatherer;
+use rows::EventRow;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+/// How long a start waits for ClickHouse.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// Between attempts at start.
+const START_RETRY: Duration = Duration::from_millis(500);
+
+/// Where ClickHouse is and how it is used.
+#[derive(Clone)]
+pub(crate) struct Options {
+    /// `http(s)://host:port`, without user and password.
+    pub(crate) url: String,
+    /// Who to be.
+    pub(crate) user: Option<String>,
+    /// With which password.
+    pub(crate) password: Option<String>,
+    /// Host and port, to be shown.
+    pub(crate) target: String,
+    /// Our own database.
+    pub(crate) database: String,
+    /// The cluster whose servers replicate the tables; `None` for a lone server.
+    pub(crate) cluster: Option<String>,
+    /// For how many days events are kept.
+    pub(crate) keep_days: u32,
+    /// Longest that an insert may take.
+    pub(crate) timeout: Duration,
+}
+
+impl std::fmt::Debug for Options {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("target", &self.target)
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Options {
+    fn for_tests() -> Self {
+        Self {
+            url: "http://127.0.0.1:8123".to_owned(),
+            user: None,
+            password: None,
+            target: "127.0.0.1:8123".to_owned(),
+            database: "turnpike".to_owned(),
+            cluster: None,
+            keep_days: 400,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why ClickHouse cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// Nobody answered.
+    #[error("clickhouse.url: no ClickHouse answers at {target} within {} s: {reason}", START_PATIENCE.as_secs())]
+    Unreachable {
+        /// Host and port.
+        target: String,
+        /// The last attempt's error.
+        reason: String,
+    },
+    /// The schema could not be brought up to date.
+    #[error("migrating ClickHouse at {target}: {source}")]
+    Migrate {
+        /// Host and port.
+        target: String,
+        /// Why.
+        source: MigrationError,
+    },
+}
+
+/// A handle to the server.
+#[derive(Debug)]
+pub(crate) struct ClickHouse {
+    reader: read::Reader,
+    gatherer: Gatherer,
+}
+
+impl ClickHouse {
+    /// Connects, waiting up to 30 s for the server, and brings the schema up to date. The caller sees to it that no other
+    /// control plane does so at the same time.
+    pub(crate) async fn open(options: &Options, metrics: Arc<Metrics>) -> Result<Self, ConnectError> {
+        let client = client(options);
+        wait_until_reachable(&client, options).await?;
+        let migrated = migrations::migrate(&client, options).await;
+        migrated.map_err(|source| ConnectError::Migrate { target: options.target.clone(), source })?;
+        let client = client.with_database(&options.database);
+        let reader = read::Reader::new(client.clone(), options.target.clone());
+        Ok(Self { reader, gatherer: Gatherer::start(client, options, metrics) })
+    }
+
+    /// Inserts events, together with other edges'.
+    pub(super) async fn write(&self, rows: &[UsageRow], known: &Known) -> Result<(), LedgerError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.gatherer.insert(rows.iter().map(|row| EventRow::new(row, known)).collect()).await
+    }
+
+    pub(super) async fn hour_sums(&self, hours: &[DateTime<Utc>]) -> Result<Vec<HourSum>, LedgerError> {
+        self.reader.hour_sums(hours).await
+    }
+
+    pub(super) async fn key_sums(
+        &self,
+        grouping: Grouping,
+        span: Span,
+        limit: i64,
+    ) -> Result<Vec<UsageSum>, LedgerError> {
+        self.reader.key_sums(grouping, span, limit).await
+    }
+}
+
+fn client(options: &Options) -> Client {
+    let mut client = Client::default().with_url(&options.url);
+    if let Some(user) = &options.user {
+        client = client.with_user(user);
+    }
+    if let Some(password) = &options.password {
+        client = client.with_password(password);
+    }
+    if options.cluster.is_some() {
+        // On a cluster, acknowledged means that most replicas have it, and whoever reads sees all that was acknowledged.
+        client = client.with_setting("insert_quorum", "auto").with_setting("select_sequential_consistency", "1");
+    }
+    client
+}
+
+async fn wait_until_reachable(client: &Client, options: &Options) -> Result<(), ConnectError> {
+    let target = &options.target;
+    let deadline = Instant::now() + START_PATIENCE;
+    loop {
+        let asked = timeout(options.timeout, client.query("SELECT 1").fetch_one::<u8>()).await;
+        let reason = match asked {
+            Ok(Ok(_)) => {
+                info!(target, "ClickHouse answers");
+                return Ok(());
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        if Instant::now() >= deadline {
+            return Err(ConnectError::Unreachable { target: target.clone(), reason });
+        }
+        warn!(target, reason, "ClickHouse (clickhouse.url) does not answer yet; trying again");
+        sleep(START_RETRY).await;
+    }
+}

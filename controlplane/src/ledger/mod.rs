@@ -1,0 +1,76 @@
+//! The ledger: where usage events are durable, each counted once by its id.
+//!
+//! Either the request log in PostgreSQL, or ClickHouse where one is set. What is acknowledged to an edge is in the ledger,
+//! and what is billed is summed from it.
+
+mod clickhouse;
+
+pub(crate) use clickhouse::{ClickHouse, ConnectError, Options};
+
+use crate::store::rollup::{self, HourSum};
+use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
+use crate::store::{PgConnection, StoreError, usage};
+use chrono::{DateTime, Utc};
+
+/// Why the ledger could not be written to or read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LedgerError {
+    /// ClickHouse does not answer, or refuses. What was written may be there or not: writing it again is safe.
+    #[error("ClickHouse at {target}: {reason}")]
+    ClickHouse {
+        /// Host and port, without user and password.
+        target: String,
+        /// What happened.
+        reason: String,
+    },
+    /// PostgreSQL.
+    #[error(transparent)]
+    Postgres(#[from] StoreError),
+}
+
+/// Which it is.
+#[derive(Debug)]
+pub(crate) enum Ledger {
+    /// The request log, `inference_requests`: complete.
+    Postgres,
+    /// `request_analytics`. The request log is for customers to look at, and need not be complete.
+    ClickHouse(Box<ClickHouse>),
+}
+
+impl Ledger {
+    /// Makes events durable where that is not part of the transaction that acknowledges them. `known` says which of the
+    /// keys and models exist; all organizations do.
+    pub(crate) async fn write(&self, rows: &[UsageRow], known: &Known) -> Result<(), LedgerError> {
+        match self {
+            Self::Postgres => Ok(()),
+            Self::ClickHouse(clickhouse) => clickhouse.write(rows, known).await,
+        }
+    }
+
+    /// What the events of these hours (ascending) add up to. `connection` sees at least what was acknowledged before its
+    /// latest statement.
+    pub(crate) async fn hour_sums(
+        &self,
+        connection: &mut PgConnection,
+        hours: &[DateTime<Utc>],
+    ) -> Result<Vec<HourSum>, LedgerError> {
+        match self {
+            Self::Postgres => Ok(rollup::sum_log(connection, hours).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.hour_sums(hours).await,
+        }
+    }
+
+    /// Usage by key, which is only in the events: at most `limit` groups, in the order of the groups.
+    pub(crate) async fn key_sums(
+        &self,
+        connection: &mut PgConnection,
+        grouping: Grouping,
+        span: Span,
+        limit: i64,
+    ) -> Result<Vec<UsageSum>, LedgerError> {
+        match self {
+            Self::Postgres => Ok(usage::sums_by_key(connection, grouping, span, limit).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.key_sums(grouping, span, limit).await,
+        }
+    }
+}

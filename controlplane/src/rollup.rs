@@ -1,0 +1,184 @@
+//! The rollup: usage is added up from the ledger, hour by hour, and set, never incremented.
+//!
+//! Ingest marks the hours that events came for. A run sums those hours anew, absolutely, brings the days in line, and
+//! removes the marks it has seen, all in one transaction under a lock: what it wrote is right or is not there, a second
+//! run changes nothing, and of two control planes the slower one cannot overwrite what the faster one knows.
+
+use crate::ledger::{Ledger, LedgerError};
+use crate::metrics::Metrics;
+use crate::spending::Spending;
+use crate::store::rollup::{self, Change, Changes, HourKey, HourSum};
+use crate::store::{PgConnection, Store, StoreError, Tx};
+use chrono::{DateTime, Utc};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+/// Between two runs, at least.
+const EVERY: Duration = Duration::from_secs(1);
+/// Between two runs, at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A run may take one part of this many of the time.
+const SHARE: u32 = 4;
+/// Hours summed in one transaction: two days' worth, so that one of a busy day is one, and memory is bounded.
+const HOURS_AT_ONCE: i64 = 48;
+/// How long a reader waits for the sums to be up to date; after that it is given what there is.
+const READER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a run failed; it changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RollupError {
+    /// The ledger cannot be read.
+    #[error("reading the ledger: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The sums cannot be written.
+    #[error("writing the sums: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// Who may wait for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// If another control plane is at it, that is as good.
+    None,
+    /// The caller wants to read what comes of it.
+    Wait,
+}
+
+/// Adds up usage.
+#[derive(Debug)]
+pub(crate) struct Rollup {
+    store: Store,
+    ledger: Arc<Ledger>,
+    spending: Arc<Spending>,
+    metrics: Arc<Metrics>,
+}
+
+impl Rollup {
+    pub(crate) const fn new(store: Store, ledger: Arc<Ledger>, spending: Arc<Spending>, metrics: Arc<Metrics>) -> Self {
+        Self { store, ledger, spending, metrics }
+    }
+
+    /// Runs until stopped, about once a second, less often when a run takes long.
+    pub(crate) async fn run(&self, stop: CancellationToken) {
+        let mut away = false;
+        let mut pause = EVERY;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+            let began = Instant::now();
+            match self.catch_up(Patience::None).await {
+                Ok(()) => {
+                    if away {
+                        info!("usage is added up again");
+                    }
+                    away = false;
+                }
+                Err(error) => {
+                    self.metrics.rollup_failures.inc();
+                    // Once per outage, not once per run.
+                    if !away {
+                        warn!(%error, "usage could not be added up; sums stay as they are; trying again");
+                    }
+                    away = true;
+                }
+            }
+            pause = (began.elapsed() * SHARE).clamp(EVERY, LONGEST_PAUSE);
+        }
+    }
+
+    /// Brings the sums up to date for somebody who is about to read them: all that was acknowledged before is in them
+    /// afterwards. If that takes longer than a reader should wait, or fails, they are as they were a moment ago.
+    pub(crate) async fn settle(&self) {
+        if let Ok(Err(error)) = timeout(READER_PATIENCE, self.catch_up(Patience::Wait)).await {
+            self.metrics.rollup_failures.inc();
+            tracing::debug!(%error, "usage could not be added up for a reader");
+        }
+    }
+
+    async fn catch_up(&self, patience: Patience) -> Result<(), RollupError> {
+        if !rollup::is_due(&mut *self.store.read().await?, None).await? {
+            return Ok(());
+        }
+        while self.sum_some(patience).await? {}
+        Ok(())
+    }
+
+    /// One transaction; says whether there may be more to do.
+    async fn sum_some(&self, patience: Patience) -> Result<bool, RollupError> {
+        let began = Instant::now();
+        let mut tx = self.store.begin().await?;
+        match patience {
+            Patience::Wait => rollup::lock(&mut tx).await?,
+            Patience::None if rollup::try_lock(&mut tx).await? => {}
+            Patience::None => return Ok(false),
+        }
+        // The marks are read first: an event whose mark is among them is in the ledger.
+        let dirty = rollup::dirty_hours(&mut tx, HOURS_AT_ONCE).await?;
+        if dirty.is_empty() {
+            return Ok(false);
+        }
+        let (hours, marks): (Vec<DateTime<Utc>>, Vec<Vec<i64>>) = dirty.into_iter().unzip();
+        let sums = self.ledger.hour_sums(&mut tx, &hours).await?;
+        let sums = billable(&mut tx, sums).await?;
+        let changed = write(&mut tx, &hours, &sums).await?;
+        rollup::unmark(&mut tx, &marks.concat()).await?;
+        tx.commit().await.map_err(StoreError::from)?;
+        self.spending.tell(changed);
+        self.metrics.rollup_duration.observe(began.elapsed().as_secs_f64());
+        Ok(i64::try_from(hours.len()).is_ok_and(|count| count == HOURS_AT_ONCE))
+    }
+}
+
+/// Without what belongs to nobody: a ledger that was restored may know organizations and models that PostgreSQL does not.
+async fn billable(connection: &mut PgConnection, mut sums: Vec<HourSum>) -> Result<Vec<HourSum>, StoreError> {
+    let organizations: BTreeSet<Uuid> = sums.iter().map(|sum| sum.organization_id).collect();
+    let models: BTreeSet<&str> = sums.iter().map(|sum| sum.model_id.as_str()).collect();
+    let known = rollup::known(connection, &organizations, &models).await?;
+    let before = sums.len();
+    sums.retain(|sum| known.0.contains(&sum.organization_id) && known.1.contains(&sum.model_id));
+    if sums.len() < before {
+        warn!(
+            sums = before - sums.len(),
+            "the ledger has usage of organizations or models that do not exist; left out"
+        );
+    }
+    Ok(sums)
+}
+
+/// Sets the sums of these hours, and carries what changed over to the days. Returns whose sums changed.
+async fn write(tx: &mut Tx, hours: &[DateTime<Utc>], sums: &[HourSum]) -> Result<BTreeSet<Uuid>, StoreError> {
+    let before = rollup::hours(tx, hours).await?;
+    let old: BTreeMap<HourKey, &HourSum> = before.iter().map(|sum| (sum.key(), sum)).collect();
+    let new: BTreeMap<HourKey, &HourSum> = sums.iter().map(|sum| (sum.key(), sum)).collect();
+    let put: Vec<&HourSum> = new.iter().filter(|(key, sum)| old.get(*key) != Some(*sum)).map(|(_, sum)| *sum).collect();
+    let gone: Vec<&HourSum> = old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, sum)| *sum).collect();
+    let mut changes = Changes::new();
+    // Hours that stay as they are count too: their days are set to what they add up to, whatever is written there.
+    for sum in new.values() {
+        add(&mut changes, sum, 1);
+    }
+    for sum in old.values() {
+        add(&mut changes, sum, -1);
+    }
+    rollup::drop_hours(tx, &gone).await?;
+    rollup::put_hours(tx, &put).await?;
+    rollup::carry_over(tx, &changes).await?;
+    let changed = changes.iter().filter(|(_, change)| **change != Change::default());
+    Ok(changed.map(|((organization, _, _), _)| *organization).collect())
+}
+
+fn add(changes: &mut Changes, sum: &HourSum, sign: i64) {
+    let day = (sum.organization_id, sum.model_id.clone(), sum.hour.date_naive());
+    let change: &mut Change = changes.entry(day).or_default();
+    change.requests += sign * sum.requests;
+    change.prompt_tokens += sign * sum.prompt_tokens;
+    change.completion_tokens += sign * sum.completion_tokens;
+    change.cost_usd += rust_decimal::Decimal::from(sign) * sum.cost_usd;
+}

@@ -1,0 +1,279 @@
+//! `usage_hours`, `usage_records` and `usage_adjustments`: what the ledger's events add up to, and which hours are to be
+//! summed anew.
+
+use super::{PgConnection, StoreError};
+use chrono::{DateTime, DurationRound as _, NaiveDate, TimeDelta, Utc};
+use rust_decimal::Decimal;
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// Key of the advisory lock under which sums change («metering» in ASCII). Whoever freezes sums takes it too.
+const ROLLUP_LOCK: i64 = 0x6d65_7465_7269_6e67;
+
+/// What an hour's events of one organization, model and price add up to.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub(crate) struct HourSum {
+    /// Who pays.
+    pub(crate) organization_id: Uuid,
+    /// For which model.
+    pub(crate) model_id: String,
+    /// By which of its prices.
+    pub(crate) price_version: i64,
+    /// When it begins, UTC.
+    pub(crate) hour: DateTime<Utc>,
+    /// Requests, whatever their end.
+    pub(crate) requests: i64,
+    /// Prompt tokens.
+    pub(crate) prompt_tokens: i64,
+    /// Of those, the engine had these from an earlier prompt.
+    pub(crate) cached_tokens: i64,
+    /// Generated tokens.
+    pub(crate) completion_tokens: i64,
+    /// Exact dollars.
+    pub(crate) cost_usd: Decimal,
+}
+
+/// Organization, model, price version, hour.
+pub(crate) type HourKey = (Uuid, String, i64, DateTime<Utc>);
+
+impl HourSum {
+    /// What there is one sum for.
+    pub(crate) fn key(&self) -> HourKey {
+        (self.organization_id, self.model_id.clone(), self.price_version, self.hour)
+    }
+}
+
+/// By how much, if at all, a day's sums of an organization and model have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Requests.
+    pub(crate) requests: i64,
+    /// Prompt tokens.
+    pub(crate) prompt_tokens: i64,
+    /// Generated tokens.
+    pub(crate) completion_tokens: i64,
+    /// Exact dollars.
+    pub(crate) cost_usd: Decimal,
+}
+
+/// The days that hours were summed of, by organization, model and UTC day.
+pub(crate) type Changes = BTreeMap<(Uuid, String, NaiveDate), Change>;
+
+/// The hour that a moment falls in.
+pub(crate) fn hour_of(moment: DateTime<Utc>) -> DateTime<Utc> {
+    moment.duration_trunc(TimeDelta::hours(1)).unwrap_or(moment)
+}
+
+/// Notes that these hours are to be summed anew, each with the earliest end of the requests that came for it.
+pub(crate) async fn mark(
+    connection: &mut PgConnection,
+    hours: &BTreeMap<DateTime<Utc>, DateTime<Utc>>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO usage_dirty_hours (hour, ended_from) SELECT * FROM unnest($1::timestamptz[], $2::timestamptz[])",
+    )
+    .bind(hours.keys().copied().collect::<Vec<_>>())
+    .bind(hours.values().copied().collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Waits for the right to change sums; held until the transaction ends.
+pub(crate) async fn lock(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ROLLUP_LOCK).execute(connection).await?;
+    Ok(())
+}
+
+/// Takes the right to change sums if nobody has it; says whether it did.
+pub(crate) async fn try_lock(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(ROLLUP_LOCK).fetch_one(connection).await?)
+}
+
+/// Whether any hour, or any before a moment, is to be summed anew.
+pub(crate) async fn is_due(connection: &mut PgConnection, before: Option<DateTime<Utc>>) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM usage_dirty_hours WHERE $1::timestamptz IS NULL OR hour < $1)")
+        .bind(before)
+        .fetch_one(connection)
+        .await?)
+}
+
+/// The first `most` hours to be summed anew, and every mark that is known of them.
+pub(crate) async fn dirty_hours(
+    connection: &mut PgConnection,
+    most: i64,
+) -> Result<Vec<(DateTime<Utc>, Vec<i64>)>, StoreError> {
+    Ok(sqlx::query_as("SELECT hour, array_agg(mark) FROM usage_dirty_hours GROUP BY hour ORDER BY hour LIMIT $1")
+        .bind(most)
+        .fetch_all(connection)
+        .await?)
+}
+
+/// Removes marks that have been seen to.
+pub(crate) async fn unmark(connection: &mut PgConnection, marks: &[i64]) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM usage_dirty_hours WHERE mark = ANY($1)").bind(marks).execute(connection).await?;
+    Ok(())
+}
+
+/// The sums of these hours as they stand.
+pub(crate) async fn hours(connection: &mut PgConnection, hours: &[DateTime<Utc>]) -> Result<Vec<HourSum>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM usage_hours WHERE hour = ANY($1)").bind(hours).fetch_all(connection).await?)
+}
+
+/// What the request log adds up to in these hours, where it is the ledger.
+pub(crate) async fn sum_log(
+    connection: &mut PgConnection,
+    hours: &[DateTime<Utc>],
+) -> Result<Vec<HourSum>, StoreError> {
+    // By ranges, which the index on the time serves; hours that follow each other are one range.
+    let mut ranges: Vec<(DateTime<Utc>, DateTime<Utc>)> = Vec::new();
+    for hour in hours {
+        let end = *hour + TimeDelta::hours(1);
+        match ranges.last_mut() {
+            Some(last) if last.1 == *hour => last.1 = end,
+            _ => ranges.push((*hour, end)),
+        }
+    }
+    let mut sums = Vec::new();
+    for (from, to) in ranges {
+        let found: Vec<HourSum> = sqlx::query_as(
+            "SELECT organization_id, model_id, price_version, date_trunc('hour', created_at, 'UTC') AS hour,
+                 count(*) AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
+                 sum(cached_tokens)::bigint AS cached_tokens, sum(completion_tokens)::bigint AS completion_tokens,
+                 sum(cost_usd) AS cost_usd
+             FROM inference_requests WHERE created_at >= $1 AND created_at < $2 AND model_id IS NOT NULL
+             GROUP BY 1, 2, 3, 4",
+        )
+        .bind(from)
+        .bind(to)
+        .fetch_all(&mut *connection)
+        .await?;
+        sums.extend(found);
+    }
+    Ok(sums)
+}
+
+/// Of these organizations and models, those that exist.
+pub(crate) async fn known(
+    connection: &mut PgConnection,
+    organizations: &BTreeSet<Uuid>,
+    models: &BTreeSet<&str>,
+) -> Result<(BTreeSet<Uuid>, BTreeSet<String>), StoreError> {
+    let (organizations, models): (Vec<Uuid>, Vec<String>) = sqlx::query_as(
+        "SELECT ARRAY(SELECT id FROM organizations WHERE id = ANY($1)),
+             ARRAY(SELECT id::text FROM models WHERE id = ANY($2))",
+    )
+    .bind(organizations.iter().copied().collect::<Vec<_>>())
+    .bind(models.iter().copied().collect::<Vec<_>>())
+    .fetch_one(connection)
+    .await?;
+    Ok((organizations.into_iter().collect(), models.into_iter().collect()))
+}
+
+/// Sets sums of hours.
+pub(crate) async fn put_hours(connection: &mut PgConnection, sums: &[&HourSum]) -> Result<(), StoreError> {
+    macro_rules! column {
+        ($sum:ident => $value:expr) => {
+            sums.iter().map(|$sum| $value).collect::<Vec<_>>()
+        };
+    }
+    sqlx::query(
+        "INSERT INTO usage_hours (organization_id, model_id, price_version, hour, requests, prompt_tokens,
+             cached_tokens, completion_tokens, cost_usd)
+         SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[], $5::bigint[], $6::bigint[],
+             $7::bigint[], $8::bigint[], $9::numeric[])
+         ON CONFLICT (hour, organization_id, model_id, price_version) DO UPDATE SET requests = excluded.requests,
+             prompt_tokens = excluded.prompt_tokens, cached_tokens = excluded.cached_tokens,
+             completion_tokens = excluded.completion_tokens, cost_usd = excluded.cost_usd",
+    )
+    .bind(column!(s => s.organization_id))
+    .bind(column!(s => s.model_id.as_str()))
+    .bind(column!(s => s.price_version))
+    .bind(column!(s => s.hour))
+    .bind(column!(s => s.requests))
+    .bind(column!(s => s.prompt_tokens))
+    .bind(column!(s => s.cached_tokens))
+    .bind(column!(s => s.completion_tokens))
+    .bind(column!(s => s.cost_usd))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Removes sums of hours.
+pub(crate) async fn drop_hours(connection: &mut PgConnection, sums: &[&HourSum]) -> Result<(), StoreError> {
+    sqlx::query(
+        "DELETE FROM usage_hours USING unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[])
+             AS gone (organization_id, model_id, price_version, hour)
+         WHERE usage_hours.organization_id = gone.organization_id AND usage_hours.model_id = gone.model_id
+             AND usage_hours.price_version = gone.price_version AND usage_hours.hour = gone.hour",
+    )
+    .bind(sums.iter().map(|s| s.organization_id).collect::<Vec<_>>())
+    .bind(sums.iter().map(|s| s.model_id.as_str()).collect::<Vec<_>>())
+    .bind(sums.iter().map(|s| s.price_version).collect::<Vec<_>>())
+    .bind(sums.iter().map(|s| s.hour).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Brings the daily sums in line with hours that were summed: a day that is not invoiced is set to what its hours add up
+/// to, of an invoiced one the change becomes an adjustment.
+pub(crate) async fn carry_over(connection: &mut PgConnection, changes: &Changes) -> Result<(), StoreError> {
+    let organizations: Vec<Uuid> = changes.keys().map(|(organization, _, _)| *organization).collect();
+    let models: Vec<&str> = changes.keys().map(|(_, model, _)| model.as_str()).collect();
+    let days: Vec<NaiveDate> = changes.keys().map(|(_, _, day)| *day).collect();
+    macro_rules! column {
+        ($field:ident) => {
+            changes.values().map(|change| change.$field).collect::<Vec<_>>()
+        };
+    }
+    for statement in [ADJUST, SET_DAYS] {
+        sqlx::query(statement)
+            .bind(&organizations)
+            .bind(&models)
+            .bind(&days)
+            .bind(column!(requests))
+            .bind(column!(prompt_tokens))
+            .bind(column!(completion_tokens))
+            .bind(column!(cost_usd))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+const ADJUST: &str = "
+INSERT INTO usage_adjustments (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, cost_usd)
+SELECT c.* FROM unnest($1::uuid[], $2::text[], $3::date[], $4::bigint[], $5::bigint[], $6::bigint[], $7::numeric[])
+    AS c (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, cost_usd)
+WHERE (c.requests, c.prompt_tokens, c.completion_tokens, c.cost_usd) <> (0, 0, 0, 0)
+    AND usage_is_invoiced(c.organization_id, c.date)";
+
+// A day whose invoice was voided takes back what had become adjustments meanwhile: its hours contain them. The figures of
+// the change are not needed, only where it is; naming them keeps one way to bind.
+const SET_DAYS: &str = "
+WITH touched AS (
+    SELECT c.organization_id, c.model_id, c.date
+    FROM unnest($1::uuid[], $2::text[], $3::date[], $4::bigint[], $5::bigint[], $6::bigint[], $7::numeric[])
+        AS c (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, cost_usd)
+    WHERE NOT usage_is_invoiced(c.organization_id, c.date)
+), taken_back AS (
+    DELETE FROM usage_adjustments a USING touched t
+    WHERE a.organization_id = t.organization_id AND a.model_id = t.model_id AND a.date = t.date
+        AND a.invoice_id IS NULL
+)
+INSERT INTO usage_records (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, total_tokens,
+    cost_usd)
+SELECT t.organization_id, t.model_id, t.date, coalesce(sum(h.requests), 0), coalesce(sum(h.prompt_tokens), 0),
+    coalesce(sum(h.completion_tokens), 0), coalesce(sum(h.prompt_tokens + h.completion_tokens), 0),
+    coalesce(sum(h.cost_usd), 0)
+FROM touched t
+LEFT JOIN usage_hours h ON h.organization_id = t.organization_id AND h.model_id = t.model_id
+    AND h.hour >= t.date::timestamp AT TIME ZONE 'UTC' AND h.hour < (t.date + 1)::timestamp AT TIME ZONE 'UTC'
+GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+ON CONFLICT (organization_id, model_id, date) DO UPDATE SET requests = excluded.requests,
+    prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens,
+    total_tokens = excluded.total_tokens, cost_usd = excluded.cost_usd, updated_at = now()
+WHERE (usage_records.requests, usage_records.prompt_tokens, usage_records.completion_tokens, usage_records.cost_usd)
+    <> (excluded.requests, excluded.prompt_tokens, excluded.completion_tokens, excluded.cost_usd)";

@@ -1,0 +1,165 @@
+//! What happens when a database fails at the worst moment: nothing is lost, nothing is counted twice.
+
+use super::proxy::Proxy;
+use super::*;
+use crate::plane::{Extras, Kept};
+use std::process::Command;
+use turnpike_parts::clickhouse::ClickHouse;
+use turnpike_parts::postgres::Postgres;
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// A ClickHouse of the test's own.
+async fn clickhouse() -> ClickHouse {
+    blocking(|| ClickHouse::start_temporary().unwrap()).await
+}
+
+async fn with(mut server: ClickHouse, work: impl FnOnce(&mut ClickHouse) + Send + 'static) -> ClickHouse {
+    blocking(move || {
+        work(&mut server);
+        server
+    })
+    .await
+}
+
+async fn prepared(extras: Extras) -> (Plane, Vec<UsageEvent>) {
+    let plane = Plane::start_with(extras).await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let now = Utc::now();
+    let events = (0..40).map(|number| distinct(&tenant, "m", now - TimeDelta::hours(number.into()), number)).collect();
+    (plane, events)
+}
+
+async fn failures(plane: &Plane) -> f64 {
+    plane.metric("turnpike_controlplane_usage_ingest_failures_total").await.unwrap()
+}
+
+#[tokio::test]
+async fn clickhouse_may_be_down_paused_or_read_only_and_nothing_is_lost() {
+    let server = clickhouse().await;
+    let (plane, events) = prepared(Extras::clickhouse(&server.url())).await;
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &events[..10]).await;
+
+    let server = with(server, ClickHouse::kill).await;
+    meter.send(1, 10, &events[10..20]).await;
+    eventually("a failed attempt", || async { (failures(&plane).await > 0.0).then_some(()) }).await;
+    let stored = count(&plane, "SELECT through_seq::bigint FROM usage_ingest").await;
+    assert_eq!(stored, 9, "what is not in the ledger is not taken in");
+    // Sums are there all the while, as they were.
+    plane.get("/usage?group_by=day").await;
+    plane.refused(reqwest::Method::GET, "/usage?group_by=key", "", 503).await;
+    let server = with(server, |server| server.restart().unwrap()).await;
+    assert_eq!(meter.ack().await.end_seq, 20);
+    assert_sums(&plane, &events[..20]).await;
+
+    let server = with(server, |server| server.restart_read_only().unwrap()).await;
+    let before = failures(&plane).await;
+    meter.send(1, 20, &events[20..30]).await;
+    eventually("a refusal", || async { (failures(&plane).await > before).then_some(()) }).await;
+    let server = with(server, |server| server.restart().unwrap()).await;
+    assert_eq!(meter.ack().await.end_seq, 30);
+    assert_sums(&plane, &events[..30]).await;
+
+    let server = with(server, |server| server.pause().unwrap()).await;
+    let before = failures(&plane).await;
+    meter.send(1, 30, &events[30..]).await;
+    eventually("a timeout", || async { (failures(&plane).await > before).then_some(()) }).await;
+    let server = with(server, |server| server.resume().unwrap()).await;
+    assert_eq!(meter.ack().await.end_seq, 40);
+    assert_sums(&plane, &events).await;
+    drop(server);
+}
+
+#[tokio::test]
+async fn an_insert_whose_reply_is_lost_counts_once() {
+    let server = clickhouse().await;
+    let proxy = Proxy::start(server.port()).await;
+    let url = server.url().replace(&server.port().to_string(), &proxy.port.to_string());
+    let extras = Extras::clickhouse(&url);
+    let database = extras.settings.split('"').find(|text| text.starts_with("t_")).unwrap().to_owned();
+    let (plane, events) = prepared(extras).await;
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &events[..10]).await;
+
+    // Committed, and nobody heard: it is tried again, with the same token.
+    proxy.lose_replies(true);
+    meter.send(1, 10, &events[10..30]).await;
+    eventually("a lost reply", || async { (proxy.lost() > 0).then_some(()) }).await;
+    let rows = format!("SELECT count() FROM {database}.request_analytics");
+    let (server, stored) = blocking(move || {
+        let stored = server.query(&rows).unwrap();
+        (server, stored)
+    })
+    .await;
+    assert_eq!(stored, "30", "it was stored");
+    assert_eq!(count(&plane, "SELECT through_seq::bigint FROM usage_ingest").await, 9, "and not acknowledged");
+    proxy.lose_replies(false);
+    assert_eq!(meter.ack().await.end_seq, 30);
+    assert_sums(&plane, &events[..30]).await;
+
+    // The same, and the server crashes before it is asked again.
+    let lost = proxy.lost();
+    proxy.lose_replies(true);
+    meter.send(1, 30, &events[30..]).await;
+    eventually("a lost reply", || async { (proxy.lost() > lost).then_some(()) }).await;
+    let server = with(server, ClickHouse::kill).await;
+    proxy.lose_replies(false);
+    let server = with(server, |server| server.restart().unwrap()).await;
+    assert_eq!(meter.ack().await.end_seq, 40);
+    assert_sums(&plane, &events).await;
+    // Shipped once more from elsewhere, as after an acknowledgement that was lost, in other cuts.
+    ship_in(&plane, "e1", 2, &events, &[3, 13]).await;
+    assert_sums(&plane, &events).await;
+    let exact = format!("SELECT count(), sum(cost) FROM {database}.request_analytics FINAL");
+    let found = blocking(move || server.query(&exact).unwrap()).await;
+    let cost = Usd { pico: events.iter().map(|event| event.cost.pico).sum() };
+    assert_eq!(found, format!("40\t{cost}"));
+}
+
+#[tokio::test]
+async fn postgres_may_be_killed_in_the_middle_of_a_rollup() {
+    for kept in [Kept::Postgres, Kept::ClickHouse] {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().to_owned();
+        let mut postgres = blocking(move || Postgres::start_persistent(&path).unwrap()).await;
+        let url = postgres.fresh_database().unwrap();
+        let plane = Plane::start_on(url, kept.extras().await).await;
+        let tenant = plane.tenant("acme").await;
+        plane.model("m").await;
+        let events: Vec<UsageEvent> = (0..30).map(|number| distinct(&tenant, "m", Utc::now(), number)).collect();
+        let mut meter = Meter::connect(&plane, "e1").await;
+        meter.ship(1, 0, &events[..10]).await;
+        assert_sums(&plane, &events[..10]).await;
+
+        // Hours are written, and the days are waited for when it dies.
+        let mut locking = plane.pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE usage_records IN EXCLUSIVE MODE").execute(&mut *locking).await.unwrap();
+        meter.ship(1, 10, &events[10..20]).await;
+        let waiting = "SELECT count(*) FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+                       WHERE relname = 'usage_records' AND NOT granted";
+        eventually("a rollup that waits", || async { (count(&plane, waiting).await > 0).then_some(()) }).await;
+        let id = postgres.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-9", &id]).status().unwrap().success());
+        drop(locking);
+        meter.send(1, 20, &events[20..]).await;
+        let postgres = blocking(move || {
+            postgres.restart().unwrap();
+            postgres
+        })
+        .await;
+        assert_eq!(meter.ack().await.end_seq, 30, "{kept:?}");
+        eventually("the rollup goes on", || async {
+            let sum = "SELECT coalesce(sum(requests), 0)::bigint FROM usage_records";
+            let sum: Result<i64, _> = sqlx::query_scalar(sum).fetch_one(&plane.pool).await;
+            (sum.ok() == Some(30)).then_some(())
+        })
+        .await;
+        assert_sums(&plane, &events).await;
+        drop(plane);
+        drop(postgres);
+    }
+}

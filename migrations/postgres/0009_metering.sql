@@ -1,0 +1,86 @@
+-- Metering: what the sums of usage are made of, and which of them are to be made anew.
+
+-- Which of the model's prices `cost_usd` was reckoned by; 0: the model had no numbered prices.
+ALTER TABLE inference_requests ADD COLUMN price_version bigint NOT NULL DEFAULT 0 CHECK (price_version >= 0);
+-- Of the prompt tokens, those that the engine had from an earlier prompt.
+ALTER TABLE inference_requests ADD COLUMN cached_tokens bigint NOT NULL DEFAULT 0 CHECK (cached_tokens >= 0);
+
+-- Hourly sums, set by the rollup to what the ledger of events adds up to.
+CREATE TABLE usage_hours (
+    organization_id uuid NOT NULL REFERENCES organizations (id),
+    model_id varchar(100) NOT NULL REFERENCES models (id),
+    price_version bigint NOT NULL CHECK (price_version >= 0),
+    -- The UTC hour of the events' own time.
+    hour timestamptz NOT NULL CHECK (date_trunc('hour', hour, 'UTC') = hour),
+    requests bigint NOT NULL CHECK (requests >= 0),
+    prompt_tokens bigint NOT NULL CHECK (prompt_tokens >= 0),
+    cached_tokens bigint NOT NULL CHECK (cached_tokens >= 0),
+    completion_tokens bigint NOT NULL CHECK (completion_tokens >= 0),
+    cost_usd numeric(24, 12) NOT NULL,
+    PRIMARY KEY (hour, organization_id, model_id, price_version)
+);
+
+CREATE INDEX idx_usage_hours_organization_id ON usage_hours (organization_id, hour);
+CREATE INDEX idx_usage_hours_model_id ON usage_hours (model_id);
+
+-- Hours that events came for since they were summed. Rows are only added by ingest and only removed by the rollup that
+-- has seen them: writers never wait for each other, and what comes meanwhile is summed by the next run.
+CREATE TABLE usage_dirty_hours (
+    hour timestamptz NOT NULL,
+    mark bigint GENERATED ALWAYS AS IDENTITY,
+    -- The earliest end of the requests behind the mark: the books are not complete up to then.
+    ended_from timestamptz NOT NULL,
+    PRIMARY KEY (hour, mark)
+);
+
+-- Usage of days that an invoice covers already; it goes on the next one.
+CREATE TABLE usage_adjustments (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    organization_id uuid NOT NULL REFERENCES organizations (id),
+    model_id varchar(100) NOT NULL REFERENCES models (id),
+    date date NOT NULL,
+    requests bigint NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    cost_usd numeric(24, 12) NOT NULL,
+    -- The invoice that it went on.
+    invoice_id uuid REFERENCES invoices (id),
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE INDEX idx_usage_adjustments_open ON usage_adjustments (organization_id) WHERE invoice_id IS NULL;
+
+-- Whether a day's usage is on an invoice that stands, so that its daily sums may not change any more.
+CREATE FUNCTION usage_is_invoiced(organization uuid, day date) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (
+        SELECT 1 FROM invoices
+        WHERE organization_id = organization AND day BETWEEN period_start AND period_end
+            AND status IN ('open', 'paid', 'uncollectible'))
+$$;
+
+-- What requests before this migration add up to.
+INSERT INTO usage_hours (organization_id, model_id, price_version, hour, requests, prompt_tokens, cached_tokens,
+    completion_tokens, cost_usd)
+SELECT organization_id, model_id, price_version, date_trunc('hour', created_at, 'UTC'), count(*), sum(prompt_tokens),
+    sum(cached_tokens), sum(completion_tokens), sum(cost_usd)
+FROM inference_requests WHERE model_id IS NOT NULL GROUP BY 1, 2, 3, 4;
+
+-- How nodes do, a row per minute, node and model; kept where no ClickHouse is. Months are not worth partitions: a node
+-- and model make 1,440 small rows a day.
+CREATE TABLE model_performance (
+    timestamp timestamptz NOT NULL,
+    model_id varchar(100) NOT NULL,
+    model_version varchar(50) NOT NULL,
+    region varchar(50) NOT NULL,
+    node text NOT NULL,
+    gpu_type text NOT NULL,
+    requests_per_second double precision NOT NULL,
+    tokens_per_second double precision NOT NULL,
+    avg_latency_ms double precision NOT NULL,
+    p95_latency_ms double precision NOT NULL,
+    p99_latency_ms double precision NOT NULL,
+    gpu_utilization double precision NOT NULL,
+    memory_utilization double precision NOT NULL,
+    error_rate double precision NOT NULL,
+    PRIMARY KEY (timestamp, model_id, model_version, region, node)
+);
