@@ -15,6 +15,7 @@ mod ledger;
 mod links;
 mod metrics;
 mod partitions;
+mod performance;
 mod rollup;
 mod roster;
 mod service;

@@ -12,9 +12,10 @@ use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 /// Between two runs, at least.
@@ -54,11 +55,13 @@ pub(crate) struct Rollup {
     store: Store,
     ledger: Arc<Ledger>,
     metrics: Arc<Metrics>,
+    /// One run at a time in this process, so that waiting for one takes no connection.
+    turn: Mutex<()>,
 }
 
 impl Rollup {
-    pub(crate) const fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>) -> Self {
-        Self { store, ledger, metrics }
+    pub(crate) fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>) -> Self {
+        Self { store, ledger, metrics, turn: Mutex::new(()) }
     }
 
     /// Runs until stopped, about once a second, less often when a run takes long.
@@ -92,15 +95,20 @@ impl Rollup {
     }
 
     /// Brings the sums up to date for somebody who is about to read them: all that was acknowledged before is in them
-    /// afterwards. If that takes longer than a reader should wait, or fails, they are as they were a moment ago.
-    pub(crate) async fn settle(&self) {
-        if let Ok(Err(error)) = timeout(READER_PATIENCE, self.catch_up(Patience::Wait)).await {
-            self.metrics.rollup_failures.inc();
-            tracing::debug!(%error, "usage could not be added up for a reader");
-        }
+    /// afterwards. If that takes longer than a reader should wait, it goes on, and the reader is given what there is.
+    pub(crate) async fn settle(self: &Arc<Self>) {
+        let rollup = Arc::clone(self);
+        let settling = tokio::spawn(async move {
+            if let Err(error) = rollup.catch_up(Patience::Wait).await {
+                rollup.metrics.rollup_failures.inc();
+                debug!(%error, "usage could not be added up for a reader");
+            }
+        });
+        let _ = timeout(READER_PATIENCE, settling).await;
     }
 
     async fn catch_up(&self, patience: Patience) -> Result<(), RollupError> {
+        let _turn = self.turn.lock().await;
         if !rollup::is_due(&mut *self.store.read().await?).await? {
             return Ok(());
         }

@@ -10,6 +10,7 @@ use crate::ledger::{ClickHouse, Ledger};
 use crate::links;
 use crate::metrics::Metrics;
 use crate::partitions;
+use crate::performance::{self, Recorder, Reported};
 use crate::rollup::Rollup;
 use crate::roster::Roster;
 use crate::settings::Settings;
@@ -108,9 +109,11 @@ impl ControlPlane {
             ledger_days: settings.clickhouse.as_ref().map(|options| options.keep_days),
         };
         let ingest = Ingest::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics), retention);
-        let rollup = Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics));
-        let (watermarks, edges, nodes) = (Watermarks::default(), Roster::default(), Roster::default());
-        let context = Arc::new(Context { store, feed, ingest, ledger, rollup, watermarks, edges, nodes, metrics });
+        let rollup = Arc::new(Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics)));
+        let (watermarks, reported) = (Watermarks::default(), Arc::<Reported>::default());
+        let (edges, nodes) = (Roster::default(), Roster::default());
+        let context =
+            Arc::new(Context { store, feed, ingest, ledger, rollup, watermarks, reported, edges, nodes, metrics });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
         let Settings { keep_months, reconcile_every, .. } = *settings;
         Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })
@@ -139,8 +142,15 @@ impl ControlPlane {
         tasks.spawn(async move { feed.listen(stop).await });
         let metrics = Arc::clone(&context.metrics);
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
-        let (rolling, stop) = (Arc::clone(&context), shutdown.clone());
-        tasks.spawn(async move { rolling.rollup.run(stop).await });
+        let (rollup, stop) = (Arc::clone(&context.rollup), shutdown.clone());
+        tasks.spawn(async move { rollup.run(stop).await });
+        let recorder = Recorder {
+            reported: Arc::clone(&context.reported),
+            store: context.store.clone(),
+            ledger: Arc::clone(&context.ledger),
+            keep_months,
+        };
+        tasks.spawn(performance::run(recorder, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));

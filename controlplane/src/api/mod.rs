@@ -2,12 +2,14 @@
 
 mod billing;
 mod cache;
+mod csv;
 mod extract;
 mod fleet;
 mod health;
 mod keys;
 mod models;
 mod organizations;
+mod performance;
 mod problem;
 mod usage;
 mod users;
@@ -70,6 +72,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(models::routes())
         .merge(fleet::routes())
         .merge(usage::routes())
+        .merge(performance::routes())
         .merge(cache::routes())
         .split_for_parts();
     let document = Arc::new(document);

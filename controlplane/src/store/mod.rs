@@ -10,6 +10,7 @@ pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;
+pub(crate) mod performance;
 pub(crate) mod purges;
 pub(crate) mod requests;
 pub(crate) mod rollup;

@@ -121,9 +121,20 @@ impl Reader {
         })
     }
 
-    async fn fetch<T: RowOwned + RowRead>(&self, query: Query) -> Result<Vec<T>, LedgerError> {
-        match timeout(PATIENCE, query.fetch_all()).await {
-            Ok(Ok(rows)) => Ok(rows),
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) async fn fetch<T: RowOwned + RowRead>(&self, query: Query) -> Result<Vec<T>, LedgerError> {
+        self.within_patience(query.fetch_all()).await
+    }
+
+    pub(super) async fn within_patience<T>(
+        &self,
+        work: impl Future<Output = Result<T, ::clickhouse::error::Error>>,
+    ) -> Result<T, LedgerError> {
+        match timeout(PATIENCE, work).await {
+            Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.failed(error)),
             Err(_) => Err(self.failed(format!("no answer within {PATIENCE:?}"))),
         }
@@ -137,7 +148,7 @@ impl Reader {
         text.parse().map_err(|_| self.failed(format!("«{text}» is no id")))
     }
 
-    fn figure(&self, sum: u64) -> Result<i64, LedgerError> {
+    pub(super) fn figure(&self, sum: u64) -> Result<i64, LedgerError> {
         i64::try_from(sum).map_err(|_| self.failed(format!("a sum of {sum} is beyond what PostgreSQL can hold")))
     }
 
