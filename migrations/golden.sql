@@ -1,3 +1,67 @@
+CREATE FUNCTION public.guard_credit_note() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    invoice invoices;
+BEGIN
+    SELECT * INTO invoice FROM invoices WHERE id = NEW.invoice_id FOR UPDATE;
+    IF invoice.status NOT IN ('open', 'paid', 'uncollectible') OR invoice.organization_id <> NEW.organization_id THEN
+        RAISE EXCEPTION 'invoice % is %: nothing of it can be credited', invoice.invoice_number, invoice.status
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_notes_invoice';
+    END IF;
+    IF NEW.amount + coalesce((SELECT sum(amount) FROM credit_notes WHERE invoice_id = NEW.invoice_id), 0)
+        > invoice.total_amount THEN
+        RAISE EXCEPTION 'credit notes of invoice % would be more than its total', invoice.invoice_number
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_notes_total';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.guard_invoice() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    -- What may change once it is not a draft any more.
+    free CONSTANT text[] := ARRAY['status', 'paid_at', 'voided_at', 'uncollectible_at', 'stripe_invoice_id'];
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.status <> 'draft' THEN
+            RAISE EXCEPTION 'an invoice begins as a draft' USING ERRCODE = 'check_violation',
+                CONSTRAINT = 'invoices_transition';
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        IF OLD.status <> 'draft' THEN
+            RAISE EXCEPTION 'invoice % is kept', OLD.invoice_number USING ERRCODE = 'check_violation',
+                CONSTRAINT = 'invoices_frozen';
+        END IF;
+        RETURN OLD;
+    END IF;
+    IF NEW.status <> OLD.status AND (OLD.status, NEW.status) NOT IN (('draft', 'open'), ('open', 'paid'),
+        ('open', 'void'), ('open', 'uncollectible'), ('uncollectible', 'paid'), ('uncollectible', 'void')) THEN
+        RAISE EXCEPTION 'invoice % is %: it cannot become %', OLD.invoice_number, OLD.status, NEW.status
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'invoices_transition';
+    END IF;
+    IF OLD.status <> 'draft' AND (to_jsonb(NEW) - free <> to_jsonb(OLD) - free
+        OR OLD.stripe_invoice_id IS NOT NULL AND NEW.stripe_invoice_id IS DISTINCT FROM OLD.stripe_invoice_id) THEN
+        RAISE EXCEPTION 'invoice % is frozen: correct it by a credit note', OLD.invoice_number
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'invoices_frozen';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.refuse_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION '% of % is refused: its rows stay as they were written', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'check_violation', CONSTRAINT = TG_TABLE_NAME || '_append_only';
+END
+$$;
+
 CREATE FUNCTION public.usage_is_invoiced(organization uuid, day date) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
@@ -90,11 +154,15 @@ CREATE TABLE public.billing_accounts (
     auto_recharge_amount numeric(20,2),
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    prepaid_balance numeric(24,12),
+    prepaid_since date,
+    discount_permille integer DEFAULT 0 NOT NULL,
+    tax_rate numeric(6,3) DEFAULT 0 NOT NULL,
     CONSTRAINT billing_accounts_auto_recharge_amount_check CHECK ((auto_recharge_amount > (0)::numeric)),
     CONSTRAINT billing_accounts_auto_recharge_threshold_check CHECK ((auto_recharge_threshold >= (0)::numeric)),
     CONSTRAINT billing_accounts_currency_check CHECK (((currency)::text ~ '^[A-Z]{3}$'::text)),
-    CONSTRAINT billing_accounts_monthly_budget_check CHECK ((monthly_budget >= (0)::numeric))
+    CONSTRAINT billing_accounts_discount_permille_check CHECK (((discount_permille >= 0) AND (discount_permille <= 1000))),
+    CONSTRAINT billing_accounts_monthly_budget_check CHECK ((monthly_budget >= (0)::numeric)),
+    CONSTRAINT billing_accounts_tax_rate_check CHECK (((tax_rate >= (0)::numeric) AND (tax_rate <= (100)::numeric)))
 );
 
 CREATE TABLE public.config_log (
@@ -104,6 +172,22 @@ CREATE TABLE public.config_log (
     reason text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT config_log_version_check CHECK ((version > 0))
+);
+
+CREATE TABLE public.credit_notes (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    organization_id uuid NOT NULL,
+    invoice_id uuid NOT NULL,
+    credit_note_number character varying(100) NOT NULL,
+    issued_on date NOT NULL,
+    amount numeric(20,2) NOT NULL,
+    tax_amount numeric(20,2) NOT NULL,
+    reason text NOT NULL,
+    to_prepaid boolean NOT NULL,
+    idempotency_key character varying(200) NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT credit_notes_amount_check CHECK ((amount > (0)::numeric)),
+    CONSTRAINT credit_notes_check CHECK (((tax_amount >= (0)::numeric) AND (tax_amount <= amount)))
 );
 
 CREATE TABLE public.custom_models (
@@ -124,6 +208,13 @@ CREATE TABLE public.custom_models (
     CONSTRAINT custom_models_performance_metrics_check CHECK ((jsonb_typeof(performance_metrics) = 'object'::text)),
     CONSTRAINT custom_models_training_config_check CHECK ((jsonb_typeof(training_config) = 'object'::text)),
     CONSTRAINT custom_models_training_status_check CHECK (((training_status)::text = ANY ((ARRAY['pending'::character varying, 'training'::character varying, 'completed'::character varying, 'failed'::character varying])::text[])))
+);
+
+CREATE TABLE public.document_numbers (
+    series character varying(20) NOT NULL,
+    year integer NOT NULL,
+    last bigint NOT NULL,
+    CONSTRAINT document_numbers_last_check CHECK ((last > 0))
 );
 
 CREATE TABLE public.edges (
@@ -247,10 +338,33 @@ CREATE TABLE public.invoices (
     paid_at timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     line_items jsonb DEFAULT '[]'::jsonb NOT NULL,
+    issued_on date,
+    seller jsonb DEFAULT '{}'::jsonb NOT NULL,
+    buyer jsonb DEFAULT '{}'::jsonb NOT NULL,
+    exact_total numeric(24,12) NOT NULL,
+    lines_total numeric(20,2) NOT NULL,
+    discount_permille integer NOT NULL,
+    discount_amount numeric(20,2) NOT NULL,
+    tax_rate numeric(6,3) NOT NULL,
+    credit_applied numeric(20,2) NOT NULL,
+    amount_due numeric(20,2) NOT NULL,
+    voided_at timestamp with time zone,
+    uncollectible_at timestamp with time zone,
+    checksum character varying(64),
+    CONSTRAINT invoices_amount_due_check CHECK ((amount_due >= (0)::numeric)),
+    CONSTRAINT invoices_buyer_check CHECK ((jsonb_typeof(buyer) = 'object'::text)),
     CONSTRAINT invoices_check CHECK ((period_end >= period_start)),
     CONSTRAINT invoices_check1 CHECK ((total_amount = (subtotal + tax_amount))),
+    CONSTRAINT invoices_check2 CHECK ((subtotal = (lines_total - discount_amount))),
+    CONSTRAINT invoices_check3 CHECK ((amount_due = (total_amount - credit_applied))),
+    CONSTRAINT invoices_check4 CHECK ((((status)::text = 'draft'::text) OR ((issued_on IS NOT NULL) AND (due_date IS NOT NULL) AND (checksum IS NOT NULL)))),
+    CONSTRAINT invoices_check5 CHECK ((((status)::text = 'draft'::text) = ((invoice_number)::text ~~ 'draft-%'::text))),
+    CONSTRAINT invoices_check6 CHECK ((((status)::text = 'paid'::text) = (paid_at IS NOT NULL))),
+    CONSTRAINT invoices_checksum_check CHECK (((checksum)::text ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT invoices_credit_applied_check CHECK ((credit_applied >= (0)::numeric)),
     CONSTRAINT invoices_currency_check CHECK (((currency)::text ~ '^[A-Z]{3}$'::text)),
     CONSTRAINT invoices_line_items_check CHECK ((jsonb_typeof(line_items) = 'array'::text)),
+    CONSTRAINT invoices_seller_check CHECK ((jsonb_typeof(seller) = 'object'::text)),
     CONSTRAINT invoices_status_check CHECK (((status)::text = ANY ((ARRAY['draft'::character varying, 'open'::character varying, 'paid'::character varying, 'void'::character varying, 'uncollectible'::character varying])::text[])))
 );
 
@@ -269,6 +383,27 @@ CREATE TABLE public.model_performance (
     gpu_utilization double precision NOT NULL,
     memory_utilization double precision NOT NULL,
     error_rate double precision NOT NULL
+);
+
+CREATE TABLE public.model_prices (
+    model_id character varying(100) NOT NULL,
+    version integer NOT NULL,
+    effective_from timestamp with time zone NOT NULL,
+    pricing jsonb NOT NULL,
+    input_token numeric(24,12) NOT NULL,
+    output_token numeric(24,12) NOT NULL,
+    cached_input_token numeric(24,12),
+    request numeric(24,12),
+    currency character varying(3) DEFAULT 'USD'::character varying NOT NULL,
+    actor text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT model_prices_cached_input_token_check CHECK ((cached_input_token >= (0)::numeric)),
+    CONSTRAINT model_prices_currency_check CHECK (((currency)::text = 'USD'::text)),
+    CONSTRAINT model_prices_input_token_check CHECK ((input_token >= (0)::numeric)),
+    CONSTRAINT model_prices_output_token_check CHECK ((output_token >= (0)::numeric)),
+    CONSTRAINT model_prices_pricing_check CHECK ((jsonb_typeof(pricing) = 'object'::text)),
+    CONSTRAINT model_prices_request_check CHECK ((request >= (0)::numeric)),
+    CONSTRAINT model_prices_version_check CHECK ((version > 0))
 );
 
 CREATE TABLE public.model_versions (
@@ -319,6 +454,22 @@ CREATE TABLE public.models (
     CONSTRAINT models_pricing_check CHECK ((jsonb_typeof(pricing) = 'object'::text))
 );
 
+CREATE TABLE public.node_ledger (
+    day date NOT NULL,
+    event_id uuid NOT NULL,
+    node character varying(255) NOT NULL,
+    state character varying(20) NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    cached_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    received_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT node_ledger_cached_tokens_check CHECK ((cached_tokens >= 0)),
+    CONSTRAINT node_ledger_completion_tokens_check CHECK ((completion_tokens >= 0)),
+    CONSTRAINT node_ledger_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
+    CONSTRAINT node_ledger_state_check CHECK (((state)::text = ANY ((ARRAY['counted'::character varying, 'seen'::character varying, 'refused'::character varying, 'lost'::character varying])::text[])))
+)
+PARTITION BY RANGE (day);
+
 CREATE TABLE public.nodes (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     name text NOT NULL,
@@ -361,10 +512,71 @@ CREATE TABLE public.organizations (
     CONSTRAINT organizations_slug_check CHECK (((slug)::text ~ '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$'::text))
 );
 
+CREATE TABLE public.prepaid_entries (
+    id bigint NOT NULL,
+    organization_id uuid NOT NULL,
+    kind character varying(20) NOT NULL,
+    amount numeric(24,12) NOT NULL,
+    idempotency_key character varying(200) NOT NULL,
+    day date,
+    used numeric(24,12) DEFAULT 0 NOT NULL,
+    unsettled numeric(24,12) DEFAULT 0 NOT NULL,
+    actor text NOT NULL,
+    note text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT prepaid_entries_check CHECK ((((kind)::text <> ALL ((ARRAY['opening'::character varying, 'usage'::character varying])::text[])) OR (day IS NOT NULL))),
+    CONSTRAINT prepaid_entries_check1 CHECK ((((kind)::text <> 'usage'::text) OR ((amount = (- used)) AND (unsettled = used)))),
+    CONSTRAINT prepaid_entries_kind_check CHECK (((kind)::text = ANY ((ARRAY['opening'::character varying, 'top_up'::character varying, 'recharge'::character varying, 'adjustment'::character varying, 'usage'::character varying, 'invoice'::character varying, 'credit'::character varying, 'refund'::character varying])::text[])))
+);
+
+ALTER TABLE public.prepaid_entries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.prepaid_entries_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.purged_answers (
     cache_key text NOT NULL,
     purged_at timestamp with time zone NOT NULL,
     CONSTRAINT purged_answers_cache_key_check CHECK ((cache_key ~ '^[0-9a-f]{64}$'::text))
+);
+
+CREATE TABLE public.recharges (
+    id uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    amount numeric(20,2) NOT NULL,
+    customer character varying(100),
+    payment_method character varying(100),
+    status character varying(20) DEFAULT 'open'::character varying NOT NULL,
+    provider_id character varying(100),
+    failures integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    error text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT recharges_amount_check CHECK ((amount > (0)::numeric)),
+    CONSTRAINT recharges_check CHECK ((((status)::text = 'open'::text) = (ended_at IS NULL))),
+    CONSTRAINT recharges_failures_check CHECK ((failures >= 0)),
+    CONSTRAINT recharges_status_check CHECK (((status)::text = ANY ((ARRAY['open'::character varying, 'succeeded'::character varying, 'failed'::character varying])::text[])))
+);
+
+CREATE TABLE public.stripe_events (
+    id character varying(255) NOT NULL,
+    type character varying(100) NOT NULL,
+    received_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE public.stripe_invoices (
+    invoice_id uuid NOT NULL,
+    finalized_at timestamp with time zone,
+    told character varying(50) DEFAULT 'draft'::character varying NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    error text,
+    CONSTRAINT stripe_invoices_failures_check CHECK ((failures >= 0))
 );
 
 CREATE TABLE public.usage_adjustments (
@@ -405,12 +617,10 @@ CREATE TABLE public.usage_hours (
     cached_tokens bigint NOT NULL,
     completion_tokens bigint NOT NULL,
     cost_usd numeric(24,12) NOT NULL,
-    CONSTRAINT usage_hours_cached_tokens_check CHECK ((cached_tokens >= 0)),
+    CONSTRAINT usage_hours_check CHECK (((requests >= 0) AND (prompt_tokens >= 0) AND (cached_tokens >= 0))),
     CONSTRAINT usage_hours_completion_tokens_check CHECK ((completion_tokens >= 0)),
     CONSTRAINT usage_hours_hour_check CHECK ((date_trunc('hour'::text, hour, 'UTC'::text) = hour)),
-    CONSTRAINT usage_hours_price_version_check CHECK ((price_version >= 0)),
-    CONSTRAINT usage_hours_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
-    CONSTRAINT usage_hours_requests_check CHECK ((requests >= 0))
+    CONSTRAINT usage_hours_price_version_check CHECK ((price_version >= 0))
 );
 
 CREATE TABLE public.usage_ingest (
@@ -474,8 +684,20 @@ ALTER TABLE ONLY public.billing_accounts
 ALTER TABLE ONLY public.config_log
     ADD CONSTRAINT config_log_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY public.credit_notes
+    ADD CONSTRAINT credit_notes_credit_note_number_key UNIQUE (credit_note_number);
+
+ALTER TABLE ONLY public.credit_notes
+    ADD CONSTRAINT credit_notes_invoice_id_idempotency_key_key UNIQUE (invoice_id, idempotency_key);
+
+ALTER TABLE ONLY public.credit_notes
+    ADD CONSTRAINT credit_notes_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.custom_models
     ADD CONSTRAINT custom_models_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.document_numbers
+    ADD CONSTRAINT document_numbers_pkey PRIMARY KEY (series, year);
 
 ALTER TABLE ONLY public.edges
     ADD CONSTRAINT edges_pkey PRIMARY KEY (name);
@@ -501,6 +723,9 @@ ALTER TABLE ONLY public.invoices
 ALTER TABLE ONLY public.model_performance
     ADD CONSTRAINT model_performance_pkey PRIMARY KEY ("timestamp", model_id, model_version, region, node);
 
+ALTER TABLE ONLY public.model_prices
+    ADD CONSTRAINT model_prices_pkey PRIMARY KEY (model_id, version);
+
 ALTER TABLE ONLY public.model_versions
     ADD CONSTRAINT model_versions_model_id_version_key UNIQUE (model_id, version);
 
@@ -509,6 +734,9 @@ ALTER TABLE ONLY public.model_versions
 
 ALTER TABLE ONLY public.models
     ADD CONSTRAINT models_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.node_ledger
+    ADD CONSTRAINT node_ledger_pkey PRIMARY KEY (day, event_id, node);
 
 ALTER TABLE ONLY public.nodes
     ADD CONSTRAINT nodes_name_key UNIQUE (name);
@@ -519,8 +747,26 @@ ALTER TABLE ONLY public.nodes
 ALTER TABLE ONLY public.organizations
     ADD CONSTRAINT organizations_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.prepaid_entries
+    ADD CONSTRAINT prepaid_entries_organization_id_idempotency_key_key UNIQUE (organization_id, idempotency_key);
+
+ALTER TABLE ONLY public.prepaid_entries
+    ADD CONSTRAINT prepaid_entries_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.purged_answers
     ADD CONSTRAINT purged_answers_pkey PRIMARY KEY (cache_key);
+
+ALTER TABLE ONLY public.recharges
+    ADD CONSTRAINT recharges_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.recharges
+    ADD CONSTRAINT recharges_provider_id_key UNIQUE (provider_id);
+
+ALTER TABLE ONLY public.stripe_events
+    ADD CONSTRAINT stripe_events_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.stripe_invoices
+    ADD CONSTRAINT stripe_invoices_pkey PRIMARY KEY (invoice_id);
 
 ALTER TABLE ONLY public.usage_adjustments
     ADD CONSTRAINT usage_adjustments_pkey PRIMARY KEY (id);
@@ -529,7 +775,7 @@ ALTER TABLE ONLY public.usage_dirty_hours
     ADD CONSTRAINT usage_dirty_hours_pkey PRIMARY KEY (hour, mark);
 
 ALTER TABLE ONLY public.usage_hours
-    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (hour, organization_id, model_id, price_version);
+    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (organization_id, model_id, price_version, hour);
 
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
@@ -571,6 +817,8 @@ CREATE UNIQUE INDEX idx_billing_accounts_stripe_customer_id ON public.billing_ac
 
 CREATE INDEX idx_config_log_budgets ON public.config_log USING btree (version) WHERE (author = 'billing'::text);
 
+CREATE INDEX idx_credit_notes_organization_id ON public.credit_notes USING btree (organization_id);
+
 CREATE INDEX idx_custom_models_base_model_id ON public.custom_models USING btree (base_model_id);
 
 CREATE INDEX idx_custom_models_organization_id ON public.custom_models USING btree (organization_id);
@@ -605,11 +853,15 @@ CREATE INDEX idx_inference_requests_status ON ONLY public.inference_requests USI
 
 CREATE INDEX idx_invoices_billing_account_id ON public.invoices USING btree (billing_account_id);
 
+CREATE UNIQUE INDEX idx_invoices_one_a_month ON public.invoices USING btree (organization_id, period_start) WHERE ((status)::text <> 'void'::text);
+
 CREATE INDEX idx_invoices_organization_id ON public.invoices USING btree (organization_id);
 
 CREATE INDEX idx_invoices_period_start ON public.invoices USING btree (period_start);
 
 CREATE INDEX idx_invoices_status ON public.invoices USING btree (status);
+
+CREATE INDEX idx_model_prices_effective_from ON public.model_prices USING btree (model_id, effective_from, version);
 
 CREATE INDEX idx_model_versions_deployment_status ON public.model_versions USING btree (deployment_status);
 
@@ -631,13 +883,19 @@ CREATE INDEX idx_organizations_plan_type ON public.organizations USING btree (pl
 
 CREATE UNIQUE INDEX idx_organizations_slug ON public.organizations USING btree (slug);
 
+CREATE INDEX idx_prepaid_entries_organization_id ON public.prepaid_entries USING btree (organization_id, id);
+
 CREATE INDEX idx_purged_answers_purged_at ON public.purged_answers USING btree (purged_at);
 
-CREATE INDEX idx_usage_adjustments_open ON public.usage_adjustments USING btree (organization_id) WHERE (invoice_id IS NULL);
+CREATE UNIQUE INDEX idx_recharges_one_open ON public.recharges USING btree (organization_id) WHERE ((status)::text = 'open'::text);
 
-CREATE INDEX idx_usage_hours_model_id ON public.usage_hours USING btree (model_id);
+CREATE INDEX idx_recharges_organization_id ON public.recharges USING btree (organization_id, created_at);
 
-CREATE INDEX idx_usage_hours_organization_id ON public.usage_hours USING btree (organization_id, hour);
+CREATE INDEX idx_stripe_events_received_at ON public.stripe_events USING btree (received_at);
+
+CREATE INDEX idx_usage_adjustments_day ON public.usage_adjustments USING btree (organization_id, date, model_id);
+
+CREATE INDEX idx_usage_hours_hour ON public.usage_hours USING btree (hour);
 
 CREATE INDEX idx_usage_records_date ON ONLY public.usage_records USING btree (date);
 
@@ -650,6 +908,24 @@ CREATE UNIQUE INDEX idx_users_email ON public.users USING btree (lower((email)::
 CREATE UNIQUE INDEX idx_users_organization_id ON public.users USING btree (organization_id, id);
 
 CREATE INDEX idx_users_role ON public.users USING btree (role);
+
+CREATE TRIGGER credit_notes_append_only BEFORE DELETE OR UPDATE ON public.credit_notes FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER credit_notes_guard BEFORE INSERT ON public.credit_notes FOR EACH ROW EXECUTE FUNCTION public.guard_credit_note();
+
+CREATE TRIGGER credit_notes_no_truncate BEFORE TRUNCATE ON public.credit_notes FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER invoices_guard BEFORE INSERT OR DELETE OR UPDATE ON public.invoices FOR EACH ROW EXECUTE FUNCTION public.guard_invoice();
+
+CREATE TRIGGER invoices_no_truncate BEFORE TRUNCATE ON public.invoices FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER model_prices_append_only BEFORE DELETE OR UPDATE ON public.model_prices FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER model_prices_no_truncate BEFORE TRUNCATE ON public.model_prices FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER prepaid_entries_append_only BEFORE DELETE OR UPDATE ON public.prepaid_entries FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER prepaid_entries_no_truncate BEFORE TRUNCATE ON public.prepaid_entries FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
@@ -677,6 +953,12 @@ ALTER TABLE ONLY public.batch_jobs
 
 ALTER TABLE ONLY public.billing_accounts
     ADD CONSTRAINT billing_accounts_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.credit_notes
+    ADD CONSTRAINT credit_notes_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);
+
+ALTER TABLE ONLY public.credit_notes
+    ADD CONSTRAINT credit_notes_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
 ALTER TABLE ONLY public.custom_models
     ADD CONSTRAINT custom_models_base_model_id_fkey FOREIGN KEY (base_model_id) REFERENCES public.models(id);
@@ -723,8 +1005,20 @@ ALTER TABLE ONLY public.invoices
 ALTER TABLE ONLY public.invoices
     ADD CONSTRAINT invoices_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
+ALTER TABLE ONLY public.model_prices
+    ADD CONSTRAINT model_prices_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id);
+
 ALTER TABLE ONLY public.model_versions
     ADD CONSTRAINT model_versions_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.prepaid_entries
+    ADD CONSTRAINT prepaid_entries_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.recharges
+    ADD CONSTRAINT recharges_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.stripe_invoices
+    ADD CONSTRAINT stripe_invoices_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);
 
 ALTER TABLE ONLY public.usage_adjustments
     ADD CONSTRAINT usage_adjustments_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);

@@ -8,12 +8,17 @@ use tracing::{info, warn};
 /// Exit status after a second signal, as shells give it for Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
+/// SIGXFSZ, by its number on Linux.
+const FILE_SIZE_LIMIT: i32 = 25;
+
 /// A token that is cancelled by SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once. Needs a runtime.
 pub(crate) fn on_signals() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    // A file that has grown to its limit (ulimit -f) is an error like a full disk, and not a death. The handler stays.
+    drop(signal(SignalKind::from_raw(FILE_SIZE_LIMIT))?);
     let stop = token.clone();
     tokio::spawn(async move {
         loop {

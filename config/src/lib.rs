@@ -4,6 +4,7 @@
 //! between processes. Planes depend on this crate and never on each other.
 
 pub mod caching;
+pub mod crash;
 pub mod digest;
 pub mod event;
 pub mod headers;
@@ -19,6 +20,7 @@ pub mod tap;
 pub mod wire;
 
 pub use caching::{CacheKey, CachePolicy, CacheStatus};
+pub use crash::crash_point;
 pub use digest::KeyDigest;
 pub use event::{Endpoint, RequestStatus, UsageEvent};
 pub use ids::{EventId, KeyId, OrgId};

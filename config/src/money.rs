@@ -99,19 +99,27 @@ impl<'de> Deserialize<'de> for Usd {
     }
 }
 
-// On the wire: 16 bytes, big endian two's complement.
+// On the wire and in journals: big endian two's complement in as few bytes as hold it; small amounts are the many.
 impl<C> Encode<C> for Usd {
     fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.pico.to_be_bytes())?.ok()
+        let bytes = self.pico.to_be_bytes();
+        let sign = if self.pico < 0 { 0xff } else { 0 };
+        // A byte may go if the next one still shows the sign.
+        let spare = bytes.windows(2).take_while(|pair| pair[0] == sign && (pair[0] ^ pair[1]) & 0x80 == 0).count();
+        e.bytes(&bytes[spare..])?.ok()
     }
 }
 
 impl<'b, C> Decode<'b, C> for Usd {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
         let position = d.position();
-        let bytes: [u8; 16] =
-            d.bytes()?.try_into().map_err(|_| decode::Error::message("an amount has 16 bytes").at(position))?;
-        Ok(Self { pico: i128::from_be_bytes(bytes) })
+        let bytes = d.bytes()?;
+        let (Some(first), 1..=16) = (bytes.first(), bytes.len()) else {
+            return Err(decode::Error::message("an amount has 1 to 16 bytes").at(position));
+        };
+        let mut whole = if first & 0x80 == 0 { [0; 16] } else { [0xff; 16] };
+        whole[16 - bytes.len()..].copy_from_slice(bytes);
+        Ok(Self { pico: i128::from_be_bytes(whole) })
     }
 }
 
@@ -322,6 +330,16 @@ mod tests {
         fn display_and_parse_are_inverse(pico in -10_i128.pow(30)..10_i128.pow(30)) {
             let usd = Usd { pico };
             prop_assert_eq!(usd.to_string().parse::<Usd>(), Ok(usd));
+        }
+
+        #[test]
+        fn an_amount_survives_the_wire_in_few_bytes(pico: i128, shift in 0..128_u32) {
+            let usd = Usd { pico: pico >> shift };
+            let mut bytes = Vec::new();
+            prop_assert!(minicbor::encode(usd, &mut bytes).is_ok());
+            prop_assert_eq!(minicbor::decode::<Usd>(&bytes).ok(), Some(usd));
+            let bits = 129 - usd.pico.unsigned_abs().leading_zeros();
+            prop_assert!(bytes.len() <= 1 + bits.div_ceil(8) as usize, "{} bytes for {} bits", bytes.len(), bits);
         }
     }
 }

@@ -17,18 +17,23 @@ use uuid::Uuid;
 const STALE_MS: u64 = 60_000;
 /// Spending is told in steps of this part of the allowance.
 const STEPS: u128 = 1_000;
+/// After each run; what is spent is told within a second, and a busy deployment's database is left alone in between.
+const REST: Duration = Duration::from_millis(200);
 /// Organizations told in one transaction: other changes wait for it.
 const CHUNK: usize = 256;
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, every: Duration, stop: CancellationToken) {
     let mut away = false;
+    let mut regular = tokio::time::interval(every);
+    regular.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let spent = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
-        }
-        match reconcile(&context, Utc::now()).await {
+            _ = regular.tick() => None,
+            organizations = context.spending.next() => Some(organizations),
+        };
+        match reconcile(&context, spent.as_deref(), Utc::now()).await {
             Ok(()) => {
                 if away {
                     info!("budgets are reconciled again");
@@ -44,15 +49,18 @@ pub(crate) async fn run(context: Arc<Context>, every: Duration, stop: Cancellati
                 away = true;
             }
         }
+        // What is spent meanwhile is looked at together.
+        tokio::time::sleep(REST.min(every)).await;
     }
 }
 
-/// One run at the moment `now`. Running it again changes nothing.
-async fn reconcile(context: &Context, now: DateTime<Utc>) -> Result<(), FeedError> {
+/// One run at the moment `now`, over all organizations or over those that spent something. Running it again changes
+/// nothing.
+async fn reconcile(context: &Context, spent: Option<&[Uuid]>, now: DateTime<Utc>) -> Result<(), FeedError> {
     let month = Month::of(now);
     let due: Vec<Uuid> = {
         let mut connection = context.store.read().await?;
-        let standings = billing::standings(&mut connection, month, None).await?;
+        let standings = billing::standings(&mut connection, month, spent).await?;
         standings.iter().filter(|standing| is_due(standing, month, now)).map(|s| s.organization_id).collect()
     };
     for chunk in due.chunks(CHUNK) {

@@ -7,7 +7,10 @@ use crate::metrics::Metrics;
 use crate::performance::Reported;
 use crate::rollup::Rollup;
 use crate::roster::{NodeLive, Roster};
+use crate::settings::Invoicing;
+use crate::spending::Spending;
 use crate::store::Store;
+use crate::stripe::Stripe;
 use crate::watermarks::Watermarks;
 use std::sync::Arc;
 
@@ -28,10 +31,16 @@ pub(crate) struct Context {
     pub(crate) watermarks: Watermarks,
     /// What nodes have reported and is not written yet.
     pub(crate) reported: Arc<Reported>,
+    /// Who spent something just now.
+    pub(crate) spending: Arc<Spending>,
     /// Connected edges.
     pub(crate) edges: Roster<()>,
     /// Connected nodes.
     pub(crate) nodes: Roster<NodeLive>,
+    /// What invoices say beside usage.
+    pub(crate) invoicing: Invoicing,
+    /// Who collects the money, if somebody does.
+    pub(crate) stripe: Option<Arc<Stripe>>,
     /// Counters and gauges.
     pub(crate) metrics: Arc<Metrics>,
 }

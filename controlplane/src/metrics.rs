@@ -124,10 +124,26 @@ pub(crate) struct Metrics {
     pub(crate) rollup_failures: Counter,
     /// One run of the rollup.
     pub(crate) rollup_duration: Histogram,
+    /// Entries of nodes' ledgers that came, repeated ones too.
+    pub(crate) ledger_entries: Counter,
+    /// Those of them that no table can hold.
+    pub(crate) ledger_entries_dropped: Counter,
     /// Failed runs of the partition reconciler.
     pub(crate) partition_failures: Counter,
     /// Failed runs of the budget reconciler.
     pub(crate) budget_failures: Counter,
+    /// Failed runs of the posting reconciler.
+    pub(crate) posting_failures: Counter,
+    /// Months or organizations that could not be closed.
+    pub(crate) closing_failures: Counter,
+    /// 1 while a month waits for usage that may still come.
+    pub(crate) closing_waiting: Gauge,
+    /// Times that an invoice did not match its checksum when it was read.
+    pub(crate) invoice_checksum_failures: Counter,
+    /// Calls to Stripe that failed.
+    pub(crate) stripe_failures: Counter,
+    /// Invoices of which Stripe says otherwise.
+    pub(crate) stripe_conflicts: Counter,
     pushes: Family<PushLabels, Counter>,
     events: Family<FateLabels, Counter>,
     admin_requests: Family<StatusLabels, Counter>,
@@ -154,8 +170,16 @@ impl Metrics {
             journal_gaps: Counter::default(),
             rollup_failures: Counter::default(),
             rollup_duration: Histogram::new(SECONDS),
+            ledger_entries: Counter::default(),
+            ledger_entries_dropped: Counter::default(),
             partition_failures: Counter::default(),
             budget_failures: Counter::default(),
+            posting_failures: Counter::default(),
+            closing_failures: Counter::default(),
+            closing_waiting: Gauge::default(),
+            invoice_checksum_failures: Counter::default(),
+            stripe_failures: Counter::default(),
+            stripe_conflicts: Counter::default(),
             pushes: Family::default(),
             events: Family::default(),
             admin_requests: Family::default(),
@@ -190,8 +214,21 @@ impl Metrics {
         r.register("rollup_failures", "Failed rollup runs", self.rollup_failures.clone());
         let rollup = self.rollup_duration.clone();
         r.register_with_unit("rollup_duration", "One run of the rollup", Unit::Seconds, rollup);
+        r.register("node_ledger_entries", "Entries of nodes' ledgers that came", self.ledger_entries.clone());
+        r.register("node_ledger_dropped", "Entries without a likely time", self.ledger_entries_dropped.clone());
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
         r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
+        r.register("prepaid_posting_failures", "Failed posting runs", self.posting_failures.clone());
+        r.register("closing_failures", "Months that could not be closed", self.closing_failures.clone());
+        r.register("closing_waiting", "Whether a month waits for usage to come", self.closing_waiting.clone());
+        let failures = self.invoice_checksum_failures.clone();
+        r.register("invoice_checksum_failures", "Reads of an invoice that does not match its checksum", failures);
+        r.register(
+            "stripe_failures",
+            "Things that could not be collected through Stripe",
+            self.stripe_failures.clone(),
+        );
+        r.register("stripe_conflicts", "Invoices of which Stripe says otherwise", self.stripe_conflicts.clone());
         r.register("pushes", "Frames sent to edges", self.pushes.clone());
         r.register("usage_events", "Usage events received, by what became of them", self.events.clone());
         r.register("admin_requests", "Admin API answers by class", self.admin_requests.clone());

@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 /// After a failed run.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Makes what is missing for these months, in both tables.
+/// Makes what is missing for these months, in every table.
 pub(crate) async fn ensure(store: &Store, wanted: impl IntoIterator<Item = Month>) -> Result<(), StoreError> {
     let wanted: Vec<Month> = wanted.into_iter().collect();
     let mut tx = store.begin().await?;
@@ -40,10 +40,11 @@ pub(crate) async fn reconcile(store: &Store, now: DateTime<Utc>, keep_months: u3
     let oldest = oldest_kept(now, keep_months);
     let mut tx = store.begin().await?;
     partitions::lock(&mut tx).await?;
-    let table = Partitioned::InferenceRequests;
-    for month in partitions::months(&mut tx, table).await?.into_iter().filter(|month| *month < oldest) {
-        partitions::retire(&mut tx, table, month).await?;
-        info!(?table, %month, "partition retired");
+    for table in Partitioned::RETIRED {
+        for month in partitions::months(&mut tx, table).await?.into_iter().filter(|month| *month < oldest) {
+            partitions::retire(&mut tx, table, month).await?;
+            info!(?table, %month, "partition retired");
+        }
     }
     tx.commit().await?;
     Ok(())

@@ -6,23 +6,26 @@
 
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
-use crate::store::rollup::{self, Change, Changes, HourKey, HourSum};
+use crate::spending::Spending;
+use crate::store::rollup::{self, Days, HourKey, HourSum};
 use crate::store::{PgConnection, Store, StoreError, Tx};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-/// Between two runs, at least.
+/// Between two runs without a nudge: another control plane may have marked hours.
 const EVERY: Duration = Duration::from_secs(1);
-/// Between two runs, at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A run may take one part of this many of the time.
+/// After a run, at least.
+const SHORTEST_REST: Duration = Duration::from_millis(200);
+/// After a run, at most.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// A run is followed by a rest of this many times its own length.
 const SHARE: u32 = 4;
 /// Hours summed in one transaction: two days' worth, so that one of a busy day is one, and memory is bounded.
 const HOURS_AT_ONCE: i64 = 48;
@@ -55,23 +58,35 @@ pub(crate) struct Rollup {
     store: Store,
     ledger: Arc<Ledger>,
     metrics: Arc<Metrics>,
+    spending: Arc<Spending>,
+    /// Hours were marked in this process.
+    nudge: Notify,
     /// One run at a time in this process, so that waiting for one takes no connection.
     turn: Mutex<()>,
 }
 
 impl Rollup {
-    pub(crate) fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>) -> Self {
-        Self { store, ledger, metrics, turn: Mutex::new(()) }
+    pub(crate) fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>, spending: Arc<Spending>) -> Self {
+        Self { store, ledger, metrics, spending, nudge: Notify::new(), turn: Mutex::new(()) }
     }
 
-    /// Runs until stopped, about once a second, less often when a run takes long.
+    /// Says that hours are to be summed anew.
+    pub(crate) fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// Runs until stopped: soon after it was nudged, at least every second, less often when a run takes long.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut away = false;
-        let mut pause = EVERY;
+        let mut rest = SHORTEST_REST;
         loop {
+            let due = async {
+                sleep(rest).await;
+                let _ = timeout(EVERY, self.nudge.notified()).await;
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(pause) => {}
+                () = due => {}
             }
             let began = Instant::now();
             match self.catch_up(Patience::None).await {
@@ -90,7 +105,7 @@ impl Rollup {
                     away = true;
                 }
             }
-            pause = (began.elapsed() * SHARE).clamp(EVERY, LONGEST_PAUSE);
+            rest = (began.elapsed() * SHARE).clamp(SHORTEST_REST, LONGEST_REST);
         }
     }
 
@@ -133,9 +148,10 @@ impl Rollup {
         let (hours, marks): (Vec<DateTime<Utc>>, Vec<Vec<i64>>) = dirty.into_iter().unzip();
         let sums = self.ledger.hour_sums(&mut tx, &hours).await?;
         let sums = billable(&mut tx, sums).await?;
-        write(&mut tx, &hours, &sums).await?;
+        let changed = write(&mut tx, &hours, &sums).await?;
         rollup::unmark(&mut tx, &marks.concat()).await?;
         tx.commit().await.map_err(StoreError::from)?;
+        self.spending.tell(changed);
         self.metrics.rollup_duration.observe(began.elapsed().as_secs_f64());
         Ok(i64::try_from(hours.len()).is_ok_and(|count| count == HOURS_AT_ONCE))
     }
@@ -157,31 +173,20 @@ async fn billable(connection: &mut PgConnection, mut sums: Vec<HourSum>) -> Resu
     Ok(sums)
 }
 
-/// Sets the sums of these hours, and carries what changed over to the days.
-async fn write(tx: &mut Tx, hours: &[DateTime<Utc>], sums: &[HourSum]) -> Result<(), StoreError> {
+/// Sets the sums of these hours, and carries them over to the days. Gives the organizations for which something changed.
+async fn write(tx: &mut Tx, hours: &[DateTime<Utc>], sums: &[HourSum]) -> Result<BTreeSet<Uuid>, StoreError> {
     let before = rollup::hours(tx, hours).await?;
     let old: BTreeMap<HourKey, &HourSum> = before.iter().map(|sum| (sum.key(), sum)).collect();
     let new: BTreeMap<HourKey, &HourSum> = sums.iter().map(|sum| (sum.key(), sum)).collect();
     let put: Vec<&HourSum> = new.iter().filter(|(key, sum)| old.get(*key) != Some(*sum)).map(|(_, sum)| *sum).collect();
     let gone: Vec<&HourSum> = old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, sum)| *sum).collect();
-    let mut changes = Changes::new();
-    // Hours that stay as they are count too: their days are set to what they add up to, whatever is written there.
-    for sum in new.values() {
-        add(&mut changes, sum, 1);
-    }
-    for sum in old.values() {
-        add(&mut changes, sum, -1);
-    }
     rollup::drop_hours(tx, &gone).await?;
     rollup::put_hours(tx, &put).await?;
-    rollup::carry_over(tx, &changes).await
+    // Also of hours that stay as they are: their days are set to what they add up to, whatever is written there.
+    let days: Days = old.keys().chain(new.keys()).map(day_of).collect();
+    rollup::carry_over(tx, &days).await
 }
 
-fn add(changes: &mut Changes, sum: &HourSum, sign: i64) {
-    let day = (sum.organization_id, sum.model_id.clone(), sum.hour.date_naive());
-    let change: &mut Change = changes.entry(day).or_default();
-    change.requests += sign * sum.requests;
-    change.prompt_tokens += sign * sum.prompt_tokens;
-    change.completion_tokens += sign * sum.completion_tokens;
-    change.cost_usd += rust_decimal::Decimal::from(sign) * sum.cost_usd;
+fn day_of((organization, model, _, hour): &HourKey) -> (Uuid, String, NaiveDate) {
+    (*organization, model.clone(), hour.date_naive())
 }

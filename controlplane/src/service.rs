@@ -3,6 +3,8 @@
 use crate::admission::{BadTokens, Tokens};
 use crate::api::{self, ApiState};
 use crate::budgets;
+use crate::closer;
+use crate::collecting;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
 use crate::ingest::{Ingest, Retention};
@@ -11,10 +13,14 @@ use crate::links;
 use crate::metrics::Metrics;
 use crate::partitions;
 use crate::performance::{self, Recorder, Reported};
+use crate::posting;
+use crate::pricing;
 use crate::rollup::Rollup;
 use crate::roster::Roster;
-use crate::settings::Settings;
+use crate::settings::{Settings, StripeSettings};
+use crate::spending::Spending;
 use crate::store::{ConnectError, Store, StoreError};
+use crate::stripe::{BadSecret, Client, Secret, Stripe};
 use crate::watermarks::Watermarks;
 use chrono::Utc;
 use std::net::SocketAddr;
@@ -55,6 +61,8 @@ enum Cause {
     Partitions(#[source] StoreError),
     #[error("compiling the routing: {0}")]
     Feed(#[from] FeedError),
+    #[error(transparent)]
+    Stripe(#[from] BadSecret),
     #[error("serving http: {0}")]
     Serve(#[from] std::io::Error),
 }
@@ -68,6 +76,14 @@ pub struct ControlPlane {
     link: Arc<LinkServer>,
     keep_months: u32,
     reconcile_every: Duration,
+    collect_every: Option<Duration>,
+}
+
+/// The account that collects the money.
+fn load_stripe(settings: &StripeSettings) -> Result<Stripe, BadSecret> {
+    let key = Secret::load("stripe.secret_key_file", &settings.secret_key_file)?;
+    let webhook_secret = Secret::load("stripe.webhook_secret_file", &settings.webhook_secret_file)?;
+    Ok(Stripe { client: Client::new(settings.url.clone(), key, settings.timeout)?, webhook_secret })
 }
 
 /// Runs the control plane until `shutdown` is cancelled, then drains. To be called inside a tokio runtime.
@@ -102,21 +118,39 @@ impl ControlPlane {
         partitions::reconcile(&store, Utc::now(), settings.keep_months).await.map_err(Cause::Partitions)?;
         let metrics = Arc::new(Metrics::new());
         let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
+        let stripe = settings.stripe.as_ref().map(load_stripe).transpose()?.map(Arc::new);
+        let spending = Arc::new(Spending::default());
         let ledger = Arc::new(open_ledger(settings, &store, &metrics).await?);
         let retention = Retention {
             log_months: settings.keep_months,
             log_sample: settings.log_sample,
             ledger_days: settings.clickhouse.as_ref().map(|options| options.keep_days),
         };
-        let ingest = Ingest::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics), retention);
-        let rollup = Arc::new(Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics)));
+        let rollup = Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics), Arc::clone(&spending));
+        let rollup = Arc::new(rollup);
+        let ingest =
+            Ingest::new(store.clone(), Arc::clone(&ledger), Arc::clone(&rollup), Arc::clone(&metrics), retention);
         let (watermarks, reported) = (Watermarks::default(), Arc::<Reported>::default());
         let (edges, nodes) = (Roster::default(), Roster::default());
-        let context =
-            Arc::new(Context { store, feed, ingest, ledger, rollup, watermarks, reported, edges, nodes, metrics });
+        let context = Arc::new(Context {
+            store,
+            feed,
+            ingest,
+            ledger,
+            rollup,
+            watermarks,
+            reported,
+            spending,
+            edges,
+            nodes,
+            invoicing: settings.invoicing.clone(),
+            stripe,
+            metrics,
+        });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
         let Settings { keep_months, reconcile_every, .. } = *settings;
-        Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every })
+        let collect_every = settings.stripe.as_ref().map(|stripe| stripe.every);
+        Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every, collect_every })
     }
 
     /// Where the admin API listens.
@@ -135,7 +169,7 @@ impl ControlPlane {
     /// The HTTP listener broke.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let tasks = TaskTracker::new();
-        let Self { context, tokens, http, link, keep_months, reconcile_every, .. } = self;
+        let Self { context, tokens, http, link, keep_months, reconcile_every, collect_every, .. } = self;
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
         tasks.spawn(async move { feed.run(stop).await });
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
@@ -152,6 +186,12 @@ impl ControlPlane {
         };
         tasks.spawn(performance::run(recorder, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
+        if let Some(every) = collect_every {
+            tasks.spawn(collecting::run(Arc::clone(&context), every, shutdown.clone()));
+        }
+        tasks.spawn(closer::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));
         tasks.close();

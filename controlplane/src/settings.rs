@@ -1,6 +1,9 @@
 //! Bootstrap settings of the control plane.
 
 mod clickhouse;
+mod money;
+
+pub(crate) use money::{Invoicing, StripeSettings};
 
 use crate::ledger::Options;
 use std::net::SocketAddr;
@@ -38,6 +41,8 @@ pub struct Settings {
     pub(crate) log_sample: f64,
     pub(crate) clickhouse: Option<Options>,
     pub(crate) reconcile_every: Duration,
+    pub(crate) invoicing: Invoicing,
+    pub(crate) stripe: Option<StripeSettings>,
 }
 
 impl Settings {
@@ -62,6 +67,8 @@ impl Settings {
         let log_sample = fields.or("usage.log_sample", 1.0);
         let clickhouse = clickhouse::read(&mut fields);
         let reconcile_every = fields.or("billing.reconcile_every", DEFAULT_RECONCILE);
+        let invoicing = Invoicing::from_fields(&mut fields);
+        let stripe = StripeSettings::from_fields(&mut fields);
         if url.as_deref().is_some_and(|url| !url.starts_with("postgres://") && !url.starts_with("postgresql://")) {
             // The value is not repeated: it may hold a password.
             fields.mistake("postgres.url", "expected a URL such as postgres://user@host:5432/database");
@@ -96,6 +103,8 @@ impl Settings {
                 log_sample,
                 clickhouse,
                 reconcile_every,
+                invoicing,
+                stripe,
             })
         })();
         fields.finish(settings)

@@ -24,6 +24,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use turnpike_config::crash_point;
 
 /// How often is looked whether anybody still listens to an answer whose client has left.
 const AUDIENCE_POLL: Duration = Duration::from_millis(50);
@@ -62,7 +63,11 @@ impl Swapped {
     async fn end_is_due(&self) -> Result<()> {
         let held_for = self.0.held_for.lock().unwrap_or_else(PoisonError::into_inner).take();
         match held_for {
-            Some(written) => recorded(written).await,
+            Some(written) => {
+                recorded(written).await?;
+                crash_point("edge.after_final");
+                Ok(())
+            }
             None => Ok(()),
         }
     }

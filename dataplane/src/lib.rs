@@ -119,7 +119,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let observe = Arc::clone(&metrics);
     let journal_dir = settings.data_dir.join("journal");
     let Opened { journal, orphans, .. } =
-        Journal::open(&journal_dir, settings.journal_max_bytes, move |event| observe.observe(event))?;
+        Journal::open(&journal_dir, settings.journal_max_bytes, move |event, waited| observe.observe(event, waited))?;
     let (unsettled, jobs) = Unsettled::new();
     let chain = identity.chain.iter().map(|certificate| certificate.to_vec()).collect();
     let certificate = CertKey::new(chain, identity.key_der().to_vec());

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::time::Duration;
 use turnpike_config::UsageEvent;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,6 +76,8 @@ pub(crate) struct Metrics {
     pub(crate) journal_shipped: Gauge,
     /// 1 while usage can be recorded.
     pub(crate) journal_writable: Gauge,
+    /// From when an event was handed over until it was written.
+    journal_write: Histogram,
     /// Requests of an earlier life of this process that were accounted for, and answers that broke off.
     pub(crate) orphans: Counter,
     pub(crate) broken_off: Counter,
@@ -114,6 +117,7 @@ impl Metrics {
             journal_durable: Gauge::default(),
             journal_shipped: Gauge::default(),
             journal_writable: Gauge::default(),
+            journal_write: Histogram::new(exponential_buckets(10e-6, 2.0, 16)),
             orphans: Counter::default(),
             broken_off: Counter::default(),
         };
@@ -126,6 +130,12 @@ impl Metrics {
         r.register("requests", "Metered requests by endpoint and end", self.requests.clone());
         let seconds = Unit::Seconds;
         r.register_with_unit("request_duration", "Arrival to last byte", seconds.clone(), self.duration.clone());
+        r.register_with_unit(
+            "journal_write",
+            "From when an event was handed over until it was written",
+            seconds.clone(),
+            self.journal_write.clone(),
+        );
         r.register_with_unit("request_first_byte", "Arrival to first body byte", seconds, self.first_byte.clone());
         r.register("tokens", "Tokens metered by direction", self.tokens.clone());
         r.register("unmetered_requests", "Requests without an accepted key, or listings", self.unmetered.clone());
@@ -166,8 +176,9 @@ impl Metrics {
         r.register("journal_writable", "1 while usage can be recorded", self.journal_writable.clone());
     }
 
-    /// Counts a request that has ended.
-    pub(crate) fn observe(&self, event: &UsageEvent) {
+    /// Counts a request that has ended, and whose event took so long to be written.
+    pub(crate) fn observe(&self, event: &UsageEvent, written_after: Duration) {
+        self.journal_write.observe(written_after.as_secs_f64());
         let endpoint = event.endpoint.name();
         self.requests.get_or_create(&RequestLabels { endpoint, status: event.status.name() }).inc();
         let label = EndpointLabel { endpoint };

@@ -17,7 +17,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use turnpike_config::{Tap, headers};
+use turnpike_config::{Tap, crash_point, headers};
 
 /// Nodes tried for one request.
 pub(crate) const MAX_TRIES: usize = 3;
@@ -76,6 +76,7 @@ impl ProxyHttp for Proxy {
         if let Some(intended) = dispatch.intended.take() {
             // Written before the node is asked; synced while it works.
             body_swap::recorded(intended).await?;
+            crash_point("edge.after_intent");
         }
         dispatch.sent_at.get_or_insert_with(Instant::now);
         let node = dispatch.assignment.as_ref().map(|assignment| &assignment.node);
@@ -111,6 +112,7 @@ impl ProxyHttp for Proxy {
             assignment.node.live.answered();
         }
         dispatch.node_status = head.status.as_u16();
+        crash_point("edge.after_dispatch");
         let prompt = head.headers.get(headers::PROMPT_TOKENS).and_then(|value| value.to_str().ok()?.parse().ok());
         dispatch.prompt_estimate = prompt.unwrap_or(dispatch.prompt_estimate);
         Ok(())
@@ -154,6 +156,7 @@ impl ProxyHttp for Proxy {
         let Some(dispatch) = request.dispatch() else { return Ok(None) };
         if body.as_ref().is_some_and(|bytes| !bytes.is_empty()) {
             dispatch.first_byte_at.get_or_insert_with(Instant::now);
+            crash_point("edge.mid_stream");
         }
         if let Some(piece) = body {
             dispatch.fill.take_if(|fill| !fill.take(piece));
@@ -291,6 +294,7 @@ impl Proxy {
             streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
             request_bytes: metered.request_bytes,
         };
+        crash_point("edge.before_intent");
         let intended = metered.permit.as_ref().and_then(|permit| permit.intend(intent));
         dispatch.intended = Some(intended.ok_or(Reject::MeteringUnavailable)?);
         let node = &dispatch.assignment.insert(assignment).node;

@@ -82,7 +82,10 @@ async fn broken_off(edge: &Edge, ledgers: &Ledgers, job: BrokenOff, stop: &Cance
         pause = (pause * 2).min(LONGEST_PAUSE);
     };
     match found {
-        Some(Known::Entry(LedgerState::Counted | LedgerState::Seen, tokens)) => count(&mut event, price, tokens),
+        Some(Known::Entry(state @ (LedgerState::Counted | LedgerState::Seen), tokens)) => {
+            count(&mut event, price, tokens);
+            event.estimated = state == LedgerState::Seen;
+        }
         Some(Known::Entry(LedgerState::Refused, _) | Known::Nothing) => count(&mut event, price, Tokens::default()),
         // It still runs there, or nobody knows.
         Some(Known::Entry(LedgerState::Begun | LedgerState::Lost, _)) | None => {}
@@ -104,19 +107,19 @@ fn count(event: &mut UsageEvent, price: Price, tokens: Tokens) {
 async fn orphan(edge: &Edge, ledgers: &Ledgers, intent: Intent, permit: Permit, stop: &CancellationToken) {
     let mut pause = FIRST_PAUSE;
     let mut told = false;
-    let tokens = loop {
+    let known = loop {
         let age = millis(since_epoch()).saturating_sub(intent.id.unix_ms());
         match ledgers.ask(&edge.snapshot.load(), &intent.node, intent.id).await {
-            Ok(Known::Entry(LedgerState::Counted | LedgerState::Seen, tokens)) => break Some(tokens),
-            Ok(Known::Entry(LedgerState::Refused, _) | Known::Nothing) => break Some(Tokens::default()),
             Ok(Known::Entry(LedgerState::Lost, _)) => break None,
-            Ok(Known::Entry(LedgerState::Begun, _)) if age < millis(KEPT) => {}
+            Ok(Known::Entry(LedgerState::Begun, _)) if age >= millis(KEPT) => break None,
+            Ok(Known::Entry(LedgerState::Begun, _)) => {}
+            Ok(known) => break Some(known),
             Err(error) if age < millis(KEPT) => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(node = intent.node, event = %intent.id, %error, "asking what became of a request");
                 }
             }
-            Ok(_) | Err(_) => break None,
+            Err(_) => break None,
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -126,13 +129,17 @@ async fn orphan(edge: &Edge, ledgers: &Ledgers, intent: Intent, permit: Permit, 
         pause = (pause * 2).min(LONGEST_PAUSE_ORPHAN);
     };
     edge.metrics.orphans.inc();
-    permit.record_orphan(event_of(edge, intent, tokens));
+    permit.record_orphan(event_of(edge, intent, known));
 }
 
 /// The event of a request that a crash of this edge ended. `None`: nobody knows how many tokens it had; it costs nothing.
-fn event_of(edge: &Edge, intent: Intent, tokens: Option<Tokens>) -> UsageEvent {
-    let code = if tokens.is_some() { "edge_lost" } else { "usage_unknown" };
-    let used = tokens.unwrap_or_default();
+fn event_of(edge: &Edge, intent: Intent, known: Option<Known>) -> UsageEvent {
+    let code = if known.is_some() { "edge_lost" } else { "usage_unknown" };
+    let (used, estimated) = match known {
+        Some(Known::Entry(state, tokens)) => (tokens, state == LedgerState::Seen),
+        Some(Known::Nothing) => (Tokens::default(), false),
+        None => (Tokens::default(), true),
+    };
     UsageEvent {
         id: intent.id,
         organization: intent.organization,
@@ -146,7 +153,7 @@ fn event_of(edge: &Edge, intent: Intent, tokens: Option<Tokens>) -> UsageEvent {
         error_message: None,
         prompt_tokens: used.prompt,
         completion_tokens: used.completion,
-        estimated: tokens.is_none(),
+        estimated,
         cost: intent.price.cost(used),
         request_bytes: intent.request_bytes,
         response_bytes: 0,

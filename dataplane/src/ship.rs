@@ -5,6 +5,7 @@ use crate::edge::Edge;
 use crate::journal::{Batch, Journal, Position, Reader};
 use quinn::Connection;
 use std::time::{Duration, Instant};
+use turnpike_config::crash_point;
 use turnpike_config::link::{LinkError, read_frame, write_frame};
 use turnpike_config::wire::{DayCount, Open, UsageAck, UsageBatch, Watermark};
 
@@ -44,6 +45,7 @@ pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), Link
             None => return Err(lost(&"the control plane ended the usage stream")),
         }
         if first_seq < end_seq {
+            crash_point("edge.before_advance");
             reader.advance(end_seq).map_err(|e| lost(&e))?;
             edge.metrics.journal_shipped.set(i64::try_from(end_seq).unwrap_or(i64::MAX));
         } else {

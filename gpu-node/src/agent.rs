@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::engine::adapters::{Adapter, LLAMACPP, OPENAI, SGLANG, VLLM};
 use crate::engine::remote::{Remote, RemoteError, RemoteSettings};
 use crate::gpu::Gpus;
+use crate::ledger::{Ledger, LedgerError, Options};
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
@@ -16,6 +17,7 @@ use crate::status::Status;
 use crate::{observe, supervise};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,6 +56,9 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The ledger in `data_dir` cannot be used.
+    #[error("ledger: {0}")]
+    Ledger(#[from] LedgerError),
     /// The engine cannot be set up.
     #[error("engine: {0}")]
     Engine(String),
@@ -72,6 +77,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
 pub struct Agent {
     settings: Settings,
     engine: Arc<dyn Engine>,
+    ledger: Ledger,
     identity: Identity,
     http: Listener,
     admin: Listener,
@@ -93,11 +99,15 @@ impl Agent {
         let (http, http_address) = listen("http.listen", settings.http_listen, tls, settings.max_connections).await?;
         let (admin, admin_address) =
             listen("metrics.listen", settings.metrics_listen, None, MAX_ADMIN_CONNECTIONS).await?;
+        let options = ledger_options(&settings);
+        // Reads and writes files: not on a thread that serves requests.
+        let ledger = tokio::task::spawn_blocking(move || Ledger::open(options)).await;
+        let ledger = ledger.map_err(|error| Error::Engine(error.to_string()))??;
         let engine = engine(&settings).await?;
         tracing::info!(
             name = %own.name, engine = engine.kind(), http = %http_address, metrics = %admin_address, "node agent bound"
         );
-        Ok(Self { settings, engine, identity, http, admin, addresses: (http_address, admin_address) })
+        Ok(Self { settings, engine, ledger, identity, http, admin, addresses: (http_address, admin_address) })
     }
 
     /// Where edges reach it.
@@ -112,7 +122,7 @@ impl Agent {
 
     /// Serves until `shutdown`, then drains: what runs is finished within `drain.timeout`, what comes is refused.
     pub async fn serve(self, shutdown: CancellationToken) {
-        let Self { settings, engine, identity, http, admin, .. } = self;
+        let Self { settings, engine, ledger, identity, http, admin, .. } = self;
         let gpus = Arc::new(Gpus::detect());
         let queue = Arc::new(Queue::new(settings.queue.slots, settings.queue.max_waiting, settings.queue.deadline));
         let status = Arc::new(Status::new(Arc::clone(&queue)));
@@ -122,9 +132,12 @@ impl Agent {
             identity,
             hello: hello(&settings, &*engine, &gpus),
             status: Arc::clone(&status),
+            shipper: ledger.shipper(),
         };
+        let ledger = Arc::new(ledger);
         let front = Arc::new(Front {
             engine: Arc::clone(&engine),
+            ledger: Arc::clone(&ledger),
             queue: Arc::clone(&queue),
             status: Arc::clone(&status),
             metrics: Arc::clone(&metrics),
@@ -139,6 +152,7 @@ impl Agent {
         serving.spawn(http.serve(front, stop_front.clone()));
         rest.spawn(admin.serve(operators, stop_rest.clone()));
         rest.spawn(reporter.run(stop_rest.clone()));
+        rest.spawn(watch_ledger(ledger.trouble(), Arc::clone(&status), stop_rest.clone()));
         let rhythm = (settings.engine.probe_every, settings.engine.probe_timeout);
         rest.spawn(observe::run(engine, gpus, Arc::clone(&status), Arc::clone(&metrics), rhythm, stop_rest.clone()));
         rest.spawn(supervise::run(settings.engine.command, settings.data_dir, metrics, stop_rest.clone()));
@@ -154,9 +168,34 @@ impl Agent {
         }
         stop_front.cancel();
         serving.wait().await;
+        // Whole before the control plane is told the rest of it.
+        if let Err(error) = tokio::task::spawn_blocking(move || ledger.close()).await {
+            tracing::error!(%error, "closing the ledger");
+        }
         stop_rest.cancel();
         rest.wait().await;
         tracing::info!("drained");
+    }
+}
+
+/// Has the state say whether requests can be recorded.
+async fn watch_ledger(mut trouble: watch::Receiver<Option<String>>, status: Arc<Status>, stop: CancellationToken) {
+    loop {
+        status.set_recording(trouble.borrow_and_update().is_none());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = trouble.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn ledger_options(settings: &Settings) -> Options {
+    let since_1970 = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Options {
+        directory: settings.data_dir.join("ledger"),
+        keep: settings.ledger.keep,
+        max_bytes: settings.ledger.max_bytes,
+        clock: Box::new(move || u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX)),
     }
 }
 

@@ -5,6 +5,7 @@
 //! it requests that they have already authenticated and admitted, and it either answers them or refuses them in a way
 //! that lets another node take them.
 
+mod account;
 mod admin;
 mod agent;
 #[cfg(feature = "builtin-engine")]
@@ -12,6 +13,7 @@ pub mod builtin;
 mod echo;
 mod engine;
 mod gpu;
+mod ledger;
 mod listener;
 mod metrics;
 mod observe;

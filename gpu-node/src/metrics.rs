@@ -29,6 +29,8 @@ pub(crate) enum Outcome {
     Rejected,
     /// The engine gave no answer.
     EngineFailed,
+    /// Refused before the engine saw it: the ledger cannot be written.
+    Unrecorded,
 }
 
 impl Outcome {
@@ -41,6 +43,7 @@ impl Outcome {
             Self::Draining => "draining",
             Self::Rejected => "rejected",
             Self::EngineFailed => "engine_failed",
+            Self::Unrecorded => "unrecorded",
         }
     }
 }
@@ -133,6 +136,7 @@ impl Collector for Figures {
         write("requests_completed", "Answers that went out to their end", &ConstCounter::new(report.completed))?;
         write("generated_tokens", "Tokens generated", &ConstCounter::new(report.generated_tokens))?;
         write("engine_healthy", "1 while the engine answers", &flag(self.0.engine_healthy()))?;
+        write("ledger_writable", "1 while requests can be recorded", &flag(self.0.can_record()))?;
         write("draining", "1 while nothing new is taken", &flag(report.state == NodeState::Draining))?;
         write("link_up", "1 while the control plane hears us", &flag(self.0.linked()))?;
         for (name, help, permille) in [

@@ -1,6 +1,8 @@
 //! Tells the control plane who this node is and how it does. The node serves whether or not anybody listens.
 
+use crate::ledger::Shipper;
 use crate::status::Status;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -24,6 +26,7 @@ pub(crate) struct Reporter {
     pub(crate) identity: Identity,
     pub(crate) hello: NodeHello,
     pub(crate) status: Arc<Status>,
+    pub(crate) shipper: Shipper,
 }
 
 /// A connection on which this node is registered.
@@ -85,6 +88,8 @@ impl Reporter {
         tracing::info!(address = %self.address, "registered with the control plane");
 
         let mut state = self.status.watch();
+        let mut shipping = pin!(self.ship(&connection, stop));
+        let mut shipped = false;
         let mut ticks = tokio::time::interval(every.max(FASTEST_REPORTS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -92,6 +97,10 @@ impl Reporter {
                 () = stop.cancelled() => true,
                 _ = ticks.tick() => false,
                 _ = state.changed() => false,
+                () = &mut shipping, if !shipped => {
+                    shipped = true;
+                    continue;
+                }
                 reason = connection.closed() => return Err(LinkError::Lost(reason.to_string()).into()),
             };
             step("take a report", link::write_frame(&mut send, &self.status.report())).await?;
@@ -99,12 +108,30 @@ impl Reporter {
                 break;
             }
         }
+        if !shipped {
+            // What is left goes with the next life.
+            let _ = timeout(STEP_DEADLINE, shipping).await;
+        }
         // The last report must have arrived before the connection is closed.
         if send.finish().is_ok() {
             let _ = timeout(STEP_DEADLINE, send.stopped()).await;
         }
         connection.close(quinn::VarInt::from_u32(0), b"stopped");
         Ok(())
+    }
+
+    /// Ships the ledger as long as the connection lasts.
+    async fn ship(&self, connection: &quinn::Connection, stop: &CancellationToken) {
+        while let Err(error) = self.shipper.run(connection, stop).await {
+            if connection.close_reason().is_some() || stop.is_cancelled() {
+                return;
+            }
+            tracing::warn!(%error, "the ledger was not taken; trying again");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(BACKOFF.1) => {}
+            }
+        }
     }
 
     async fn register(&self) -> Result<Link, SessionError> {

@@ -1,9 +1,11 @@
 //! The front for edges: takes a request, queues it, hands it to the engine and watches the answer go out.
 
+use crate::account;
 use crate::engine::{Body, Engine, EngineError, EngineRequest};
+use crate::ledger::{Ledger, Recording, Unrecorded};
 use crate::listener::{self, Handler};
 use crate::metrics::{Metrics, Outcome};
-use crate::openai::ErrorBody;
+use crate::openai::{ErrorBody, json_response};
 use crate::queue::{Queue, Refusal, Slot};
 use crate::status::Status;
 use bytes::Bytes;
@@ -11,19 +13,23 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use turnpike_config::link::{Peer, Role};
 use turnpike_config::routing::Served;
-use turnpike_config::{Endpoint, headers};
+use turnpike_config::wire::LedgerState;
+use turnpike_config::{Endpoint, EventId, Tokens, headers};
+use uuid::Uuid;
 
 /// For a request's whole body.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
 /// For the rest of a body that nobody wants: an answer sent before the peer has finished writing would be lost to it.
 const DISCARD_DEADLINE: Duration = Duration::from_secs(5);
+/// Where an edge asks what the ledger knows of an event; its UUID comes after it.
+const LEDGER_PATH: &str = "/turnpike/ledger/";
 /// A request id longer than this is replaced.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -35,6 +41,7 @@ const RETRYABLE: HeaderName = HeaderName::from_static(headers::RETRYABLE);
 /// What a request goes through.
 pub(crate) struct Front {
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) status: Arc<Status>,
     pub(crate) metrics: Arc<Metrics>,
@@ -59,24 +66,52 @@ impl Handler for Front {
         if request.uri().path() == "/livez" {
             return listener::text(StatusCode::OK, "ok\n");
         }
+        if let Some(event) = request.uri().path().strip_prefix(LEDGER_PATH) {
+            return self.look_up(request.method(), event).await;
+        }
         let Some(endpoint) = Endpoint::from_path(request.uri().path()) else {
             let message = format!("there is nothing at {}", request.uri().path());
             return ErrorBody::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
                 .into_response();
         };
         if request.method() != Method::POST {
-            let message = format!("{} takes POST only", endpoint.path());
-            let mut response =
-                ErrorBody::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", message)
-                    .into_response();
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
-            return response;
+            return only(endpoint.path(), "POST");
         }
         self.infer(endpoint, request).await
     }
 }
 
+/// What the ledger knows of an event.
+#[derive(Serialize)]
+struct Known {
+    state: LedgerState,
+    tokens: Tokens,
+}
+
 impl Front {
+    async fn look_up(&self, method: &Method, event: &str) -> Response<Body> {
+        if method != Method::GET {
+            return only(LEDGER_PATH, "GET");
+        }
+        let refuse = |status, kind, code, message| ErrorBody::new(status, kind, code, message).into_response();
+        let Ok(event) = event.parse() else {
+            let message = format!("expected the UUID of an event after {LEDGER_PATH}");
+            return refuse(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_event", message);
+        };
+        match self.ledger.find(EventId(event)).await {
+            Ok(Some(found)) => json_response(StatusCode::OK, &Known { state: found.state, tokens: found.tokens }),
+            Ok(None) => {
+                let message = format!("this node's ledger does not know the event {event}");
+                refuse(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_event", message)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ledger cannot be read");
+                let message = format!("this node's ledger cannot be read: {error}");
+                refuse(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "ledger_unreadable", message)
+            }
+        }
+    }
+
     async fn infer(&self, endpoint: Endpoint, request: Request<Incoming>) -> Response<Body> {
         let id = request_id(request.headers());
         let mut ending = Ending {
@@ -108,6 +143,7 @@ impl Front {
         ending: &mut Ending,
     ) -> Result<(Response<Body>, Slot), Refused> {
         let (head, body) = request.into_parts();
+        let event = event_of(&head.headers)?;
         let ticket = match self.queue.enter() {
             Ok(ticket) => ticket,
             Err(refusal) => {
@@ -121,9 +157,33 @@ impl Front {
         let slot = self.queue.admit(ticket).await?;
         self.metrics.waited(arrived.elapsed());
         ending.slot_since = Some(Instant::now());
+        let mut recording = self.begin(event).await?;
+        let estimate = account::number(&head.headers, headers::PROMPT_ESTIMATE).unwrap_or(0);
+        if let Some(recording) = &mut recording {
+            recording.hand_over(estimate);
+        }
         let request = EngineRequest { endpoint, model, version, body, request_id: id.to_owned() };
         tracing::debug!(request_id = id, model = request.model, version = request.version, "to the engine");
-        Ok((self.engine.serve(request).await?, slot))
+        let answered = self.engine.serve(request).await;
+        let response = match (answered, recording) {
+            (Ok(response), Some(recording)) => account::record(response, recording, estimate).await,
+            (Ok(response), None) => response,
+            (Err(error), recording) => {
+                if let Some(recording) = recording {
+                    account::refuse(recording).await;
+                }
+                return Err(error.into());
+            }
+        };
+        Ok((response, slot))
+    }
+
+    /// Records the request as begun; one without an event is nobody's to bill.
+    async fn begin(&self, event: Option<EventId>) -> Result<Option<Recording>, Refused> {
+        match event {
+            Some(event) => Ok(Some(self.ledger.begin(event).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Which of the node's models is meant: the headers say it, or for a caller that is no edge the body.
@@ -188,6 +248,14 @@ impl From<Refusal> for Refused {
     }
 }
 
+impl From<Unrecorded> for Refused {
+    fn from(error: Unrecorded) -> Self {
+        let (kind, code) = ("server_error", "node_ledger_unwritable");
+        let error = ErrorBody::new(StatusCode::SERVICE_UNAVAILABLE, kind, code, error.to_string());
+        Self { outcome: Outcome::Unrecorded, error, retryable: true }
+    }
+}
+
 impl From<EngineError> for Refused {
     fn from(error: EngineError) -> Self {
         // An engine that broke down has shown nobody its answer, so another may try; one that was silent for minutes
@@ -225,6 +293,26 @@ async fn discard(body: Incoming, limit: usize) {
     let all = async { while let Some(Ok(_)) = body.frame().await {} };
     // A peer that is still writing after this loses the answer.
     let _ = tokio::time::timeout(DISCARD_DEADLINE, all).await;
+}
+
+/// The refusal of every other method.
+fn only(path: &str, method: &'static str) -> Response<Body> {
+    let message = format!("{path} takes {method} only");
+    let mut response =
+        ErrorBody::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", message)
+            .into_response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(method));
+    response
+}
+
+/// The usage event that an edge makes of the request; `None` if the caller is no edge.
+fn event_of(headers: &HeaderMap) -> Result<Option<EventId>, Refused> {
+    let Some(value) = headers.get(headers::EVENT) else { return Ok(None) };
+    let event = value.to_str().ok().and_then(|text| text.parse::<Uuid>().ok());
+    event.map(|event| Some(EventId(event))).ok_or_else(|| {
+        let message = format!("{}: expected a UUID", headers::EVENT);
+        Refused::rejected(StatusCode::BAD_REQUEST, "invalid_event", message)
+    })
 }
 
 fn model_in(body: &[u8]) -> Result<String, Refused> {

@@ -1,5 +1,6 @@
 //! Bootstrap settings of a node agent.
 
+use crate::ledger;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -81,6 +82,15 @@ pub(crate) struct QueueSettings {
     pub(crate) deadline: Duration,
 }
 
+/// `[ledger]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LedgerSettings {
+    /// `ledger.keep`: how long what the node worked on stays on its disk, at least [`ledger::MIN_KEEP`].
+    pub(crate) keep: Duration,
+    /// `ledger.max_bytes`: most that it takes of the disk; beyond it, requests are refused.
+    pub(crate) max_bytes: u64,
+}
+
 /// Settings of a node agent, validated.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -99,6 +109,7 @@ pub struct Settings {
     pub(crate) weights_dir: PathBuf,
     pub(crate) serves: Vec<Served>,
     pub(crate) queue: QueueSettings,
+    pub(crate) ledger: LedgerSettings,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -141,6 +152,7 @@ fn read(fields: &mut Fields<'_>, environment: &dyn Fn(&str) -> Option<String>) -
         max_waiting: fields.or("queue.max_waiting", 64),
         deadline: positive_duration(fields, "queue.deadline", 10),
     };
+    let ledger = read_ledger(fields);
     let drain_timeout = fields.or("drain.timeout", Duration::from_secs(30));
     let data_dir = data_dir?;
     Some(Settings {
@@ -157,6 +169,7 @@ fn read(fields: &mut Fields<'_>, environment: &dyn Fn(&str) -> Option<String>) -
         data_dir,
         serves: serves?,
         queue,
+        ledger,
         drain_timeout,
     })
 }
@@ -227,6 +240,14 @@ fn read_kind(fields: &mut Fields<'_>) -> Option<EngineKind> {
         fields.mistake("engine.kind", "this binary was built without the built-in engine (feature builtin-engine)");
     }
     kind
+}
+
+fn read_ledger(fields: &mut Fields<'_>) -> LedgerSettings {
+    let keep = fields.or("ledger.keep", Duration::from_secs(72 * 3600));
+    if keep < ledger::MIN_KEEP {
+        fields.mistake("ledger.keep", "must be at least \"48h\": edges ask for what they began up to two days ago");
+    }
+    LedgerSettings { keep, max_bytes: positive(fields, "ledger.max_bytes", 4_u64 << 30) }
 }
 
 fn read_serves(fields: &mut Fields<'_>) -> Option<Vec<Served>> {
@@ -313,6 +334,7 @@ mod tests {
             ("https://10.0.0.1:9000", "10.0.0.1:9000", "http.advertise: expected https://host:port"),
             ("llama@2", "llama", "serves: «llama»: expected MODEL@VERSION"),
             ("[engine]", "[queue]\nslots = 0\n[engine]", "queue.slots: must be at least 1"),
+            ("[engine]", "[ledger]\nkeep = \"47h\"\n[engine]", "ledger.keep: must be at least \"48h\""),
             ("[engine]", "[engine]\nidle_timeout = \"0s\"", "engine.idle_timeout: must be longer"),
             ("[engine]", "[engine]\nurll = \"x\"", "engine.urll: unknown setting"),
         ] {

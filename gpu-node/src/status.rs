@@ -17,18 +17,20 @@ const FAILURES_UNTIL_UNHEALTHY: u32 = 3;
 struct Condition {
     healthy: bool,
     draining: bool,
+    /// The ledger takes records.
+    recording: bool,
     failures: u32,
 }
 
 impl Condition {
     /// Nothing is known of the engine yet, so it is not ready.
-    const START: Self = Self { healthy: false, draining: false, failures: 0 };
+    const START: Self = Self { healthy: false, draining: false, recording: true, failures: 0 };
 
     const fn state(self) -> NodeState {
         match self {
             Self { draining: true, .. } => NodeState::Draining,
-            Self { healthy: true, .. } => NodeState::Ready,
-            Self { healthy: false, .. } => NodeState::Unhealthy,
+            Self { healthy: true, recording: true, .. } => NodeState::Ready,
+            _ => NodeState::Unhealthy,
         }
     }
 
@@ -92,6 +94,16 @@ impl Status {
         self.condition.lock().unwrap_or_else(PoisonError::into_inner).healthy
     }
 
+    /// Whether requests can be recorded in the ledger.
+    pub(crate) fn can_record(&self) -> bool {
+        self.condition.lock().unwrap_or_else(PoisonError::into_inner).recording
+    }
+
+    /// The ledger takes records, or no longer does.
+    pub(crate) fn set_recording(&self, recording: bool) {
+        self.change(|condition| Condition { recording, ..condition });
+    }
+
     /// From now on nothing new is taken.
     pub(crate) fn drain(&self) {
         self.change(|condition| Condition { draining: true, ..condition });
@@ -149,6 +161,7 @@ impl Status {
             NodeState::Draining => Err("draining"),
             NodeState::Ready if !self.ever_linked.load(Ordering::Relaxed) => Err("not registered with a control plane"),
             NodeState::Ready => Ok(()),
+            _ if !self.can_record() => Err("the ledger cannot be written; its log says why"),
             _ => Err("the engine does not answer"),
         }
     }
@@ -203,6 +216,18 @@ mod tests {
         status.observed(EngineLoad::default(), None);
         assert_eq!(status.state(), NodeState::Draining);
         assert_eq!(status.ready(), Err("draining"));
+    }
+
+    #[test]
+    fn a_node_that_cannot_record_takes_no_requests_and_says_why() {
+        let status = status();
+        status.observed(EngineLoad::default(), None);
+        status.set_linked(true);
+        status.set_recording(false);
+        assert_eq!(status.state(), NodeState::Unhealthy);
+        assert!(status.ready().is_err_and(|reason| reason.contains("ledger")));
+        status.set_recording(true);
+        assert_eq!((status.state(), status.ready()), (NodeState::Ready, Ok(())));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod billing;
 mod cache;
+mod chaos;
 mod engine;
 mod faults;
 mod harness;

@@ -3,7 +3,7 @@
 use super::{ActionError, Operator, audit};
 use crate::context::Context;
 use crate::feed::Edit;
-use crate::store::{models, organizations, purges, versions};
+use crate::store::{models, organizations, purges};
 use chrono::{DateTime, SubsecRound as _, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -78,8 +78,8 @@ async fn organization(edit: &mut Edit<'_>, id: Uuid) -> Result<Purged, ActionErr
 async fn model(edit: &mut Edit<'_>, id: &str) -> Result<Purged, ActionError> {
     let model = models::purge_answers(edit.connection(), id).await?;
     let model = model.ok_or_else(|| ActionError::not_found("model", id))?;
-    let versions = versions::of_model(edit.connection(), id).await?;
-    edit.push(Change::PutModel(model.record(&versions)?));
+    let record = models::record(edit.connection(), &model).await?;
+    edit.push(Change::PutModel(record));
     Ok(Purged { generation: Some(model.cache_generation), model_id: Some(model.id), ..Purged::default() })
 }
 

@@ -2,11 +2,16 @@
 
 pub(crate) mod billing;
 pub(crate) mod cache;
+pub(crate) mod credit_notes;
+pub(crate) mod invoices;
 pub(crate) mod keys;
 mod limits;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
+pub(crate) mod prepaid;
+pub(crate) mod prices;
+mod standing;
 pub(crate) mod usage;
 pub(crate) mod users;
 pub(crate) mod versions;

@@ -1,9 +1,8 @@
 //! Models.
 
-use super::{ActionError, Checks, Operator, audit, nullable};
+use super::{ActionError, Checks, Operator, audit, nullable, prices};
 use crate::context::Context;
 use crate::store::models::{self, CacheSettings, Model};
-use crate::store::versions;
 use chrono::Utc;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -47,7 +46,8 @@ pub(crate) struct CreateModel {
     /// Languages it knows.
     #[serde(default)]
     supported_languages: Vec<String>,
-    /// Such as `{"input_tokens": "0.01", "output_tokens": "0.03", "currency": "USD", "per_tokens": 1000}`.
+    /// Such as `{"input_tokens": "0.01", "output_tokens": "0.03", "currency": "USD", "per_tokens": 1000}`, and if wanted
+    /// `"cached_input_tokens"` and `"per_request"`.
     #[schema(value_type = Object)]
     pricing: Value,
     /// False: known but switched off. Default true.
@@ -85,7 +85,7 @@ pub(crate) struct PatchModel {
     capabilities: Option<Vec<String>>,
     /// Languages it knows.
     supported_languages: Option<Vec<String>>,
-    /// Price from now on.
+    /// Price from now on: a further version of it. For one that begins later: `POST /admin/v1/models/{id}/prices`.
     #[schema(value_type = Option<Object>)]
     pricing: Option<Value>,
     /// Switches it off or on.
@@ -165,12 +165,14 @@ pub(crate) async fn create(context: &Context, operator: Operator, input: CreateM
     let mut edit = context.feed.edit(operator.name()).await?;
     models::insert(edit.connection(), &model).await?;
     audit(&mut edit, operator, "model.create", ("model", &model.id), json!({})).await?;
-    edit.push(Change::PutModel(model.record(&[])?));
+    prices::add(&mut edit, operator, &model.id, &model.pricing, now).await?;
+    let record = models::record(edit.connection(), &model).await?;
+    edit.push(Change::PutModel(record));
     edit.commit().await?;
     Ok(model)
 }
 
-/// Changes a model. A new price holds from the version at which edges learn of it.
+/// Changes a model. A new price is a further version that begins now.
 pub(crate) async fn patch(
     context: &Context,
     operator: Operator,
@@ -181,8 +183,8 @@ pub(crate) async fn patch(
     let before = models::get(edit.connection(), id).await?;
     let before = before.ok_or_else(|| ActionError::not_found("model", id))?;
     let details = json!({"pricing_before": before.pricing});
-    let versions = versions::of_model(edit.connection(), id).await?;
-    let record = before.record(&versions)?;
+    let record = models::record(edit.connection(), &before).await?;
+    let pricing_before = before.pricing.clone();
     let model = Model {
         name: patch.name.unwrap_or(before.name),
         provider: patch.provider.unwrap_or(before.provider),
@@ -203,7 +205,10 @@ pub(crate) async fn patch(
     check(&model)?;
     models::update(edit.connection(), &model).await?;
     audit(&mut edit, operator, "model.update", ("model", id), details).await?;
-    let changed = model.record(&versions)?;
+    if model.pricing != pricing_before {
+        prices::add(&mut edit, operator, id, &model.pricing, model.updated_at).await?;
+    }
+    let changed = models::record(edit.connection(), &model).await?;
     if changed != record {
         edit.push(Change::PutModel(changed));
     }

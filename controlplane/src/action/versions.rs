@@ -74,8 +74,8 @@ fn activate(version: &mut ModelVersion) {
 async fn push(edit: &mut Edit<'_>, model: &str) -> Result<(), ActionError> {
     let row = models::get(edit.connection(), model).await?;
     let row = row.ok_or_else(|| ActionError::not_found("model", model))?;
-    let versions = versions::of_model(edit.connection(), model).await?;
-    edit.push(Change::PutModel(row.record(&versions)?));
+    let record = models::record(edit.connection(), &row).await?;
+    edit.push(Change::PutModel(record));
     Ok(())
 }
 

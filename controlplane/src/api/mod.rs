@@ -6,13 +6,17 @@ mod csv;
 mod extract;
 mod fleet;
 mod health;
+mod invoices;
 mod keys;
 mod models;
 mod organizations;
 mod performance;
+mod prepaid;
+mod prices;
 mod problem;
 mod usage;
 mod users;
+mod webhooks;
 
 use crate::action::Operator;
 use crate::admission::{Role, Tokens};
@@ -67,9 +71,12 @@ pub(crate) fn router(state: ApiState) -> Router {
     let (admin, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(organizations::routes())
         .merge(billing::routes())
+        .merge(prepaid::routes())
+        .merge(invoices::routes())
         .merge(users::routes())
         .merge(keys::routes())
         .merge(models::routes())
+        .merge(prices::routes())
         .merge(fleet::routes())
         .merge(usage::routes())
         .merge(performance::routes())
@@ -80,6 +87,7 @@ pub(crate) fn router(state: ApiState) -> Router {
     Router::new()
         .merge(admin)
         .merge(health::routes())
+        .merge(webhooks::routes())
         .route(
             "/openapi.json",
             get(move || {

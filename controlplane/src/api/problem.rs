@@ -73,6 +73,11 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "No valid token", detail)
     }
 
+    /// A webhook that nobody who may has sent.
+    pub(crate) fn bad_signature(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad-signature", "The signature is not valid", detail)
+    }
+
     /// An operator who may not.
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "The role does not allow it", detail)

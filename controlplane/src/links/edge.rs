@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use turnpike_config::Routing;
 use turnpike_config::link::{LinkError, read_frame, write_frame};
 use turnpike_config::wire::{self, EdgeHello, MAX_BATCH_EVENTS, PushFrame, PushReply, UsageAck, UsageBatch};
+use turnpike_config::{Routing, crash_point};
 
 /// An edge takes a frame and answers it within this time, or its link is closed; it will reconnect and start over.
 const PUSH_DEADLINE: Duration = Duration::from_secs(60);
@@ -181,6 +181,7 @@ pub(super) async fn usage(
             if batch.first_seq < end_seq {
                 store_batch(name, batch, context).await;
             }
+            crash_point("control.before_ack");
             context.watermarks.stored(name, complete);
             let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
             write_frame(&mut stream.send, &UsageAck { epoch, end_seq, now_ms }).await?;

@@ -1,6 +1,7 @@
 //! The link server: who connects, and which conversation each stream is.
 
 mod edge;
+mod ledger;
 mod node;
 mod watch;
 
@@ -109,7 +110,9 @@ async fn converse(
         (Some(Open::Node(hello)), Role::Node) => {
             Box::pin(node::serve(&peer.name, hello, stream, connection, context, stop)).await
         }
-        // Nobody ships one yet.
+        (Some(Open::Ledger), Role::Node) => {
+            Box::pin(ledger::serve(&peer.name, stream, connection, context, stop)).await
+        }
         (Some(Open::Ledger), _) => refuse("ledger"),
         (Some(Open::Push(_)), _) => refuse("push"),
         (Some(Open::Usage), _) => refuse("usage"),

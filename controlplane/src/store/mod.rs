@@ -1,20 +1,30 @@
 //! The only place that knows SQL. Functions take a connection, so that callers decide what belongs to one transaction.
 
+mod amounts;
 pub(crate) mod audit;
 pub(crate) mod billing;
+pub(crate) mod charges;
 pub(crate) mod config_log;
 mod connect;
+pub(crate) mod credit_notes;
 pub(crate) mod edges;
+pub(crate) mod invoices;
 pub(crate) mod keys;
+pub(crate) mod leader;
 pub(crate) mod models;
+pub(crate) mod node_ledger;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;
 pub(crate) mod performance;
+pub(crate) mod prepaid;
+pub(crate) mod prices;
 pub(crate) mod purges;
+pub(crate) mod recharges;
 pub(crate) mod requests;
 pub(crate) mod rollup;
 pub(crate) mod routing;
+pub(crate) mod stripe;
 pub(crate) mod usage;
 pub(crate) mod users;
 pub(crate) mod versions;

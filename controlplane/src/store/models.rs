@@ -1,6 +1,7 @@
 //! `models`.
 
-use super::versions::ModelVersion;
+use super::prices::{self, ModelPrice};
+use super::versions::{self, ModelVersion};
 use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -71,8 +72,8 @@ pub(crate) struct CacheSettings {
 }
 
 impl Model {
-    /// As the edges know it, with its versions.
-    pub(crate) fn record(&self, versions: &[ModelVersion]) -> Result<ModelRecord, StoreError> {
+    /// As the edges know it, with those of the versions and prices that are its own.
+    pub(super) fn record(&self, versions: &[ModelVersion], prices: &[ModelPrice]) -> Result<ModelRecord, StoreError> {
         let corrupt = |reason: String| StoreError::corrupt(format!("models row {}", self.id), reason);
         let positive =
             |name: &str, value: i32| u32::try_from(value).map_err(|_| corrupt(format!("{name} is negative")));
@@ -87,9 +88,20 @@ impl Model {
             public: self.is_public,
             versions: versions.iter().filter(|v| v.model_id == self.id).map(ModelVersion::record).collect(),
             cache: CachePolicy { generation: positive("cache_generation", self.cache_generation)?, ..self.cache },
-            prices: Vec::new(),
+            prices: prices
+                .iter()
+                .filter(|p| p.model_id == self.id)
+                .map(ModelPrice::record)
+                .collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// A model as the edges know it.
+pub(crate) async fn record(connection: &mut PgConnection, model: &Model) -> Result<ModelRecord, StoreError> {
+    let versions = versions::of_model(connection, &model.id).await?;
+    let prices = prices::pushed(connection, Some(&model.id)).await?;
+    model.record(&versions, &prices)
 }
 
 /// Stores a new model.

@@ -1,7 +1,7 @@
-//! Monthly partitions of `inference_requests` and `usage_records`, named `TABLE_yYYYYmMM`, in UTC.
+//! Monthly partitions of `inference_requests`, `usage_records` and `node_ledger`, named `TABLE_yYYYYmMM`, in UTC.
 
 use super::{PgConnection, StoreError};
-use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, NaiveTime, Utc};
 use sqlx::AssertSqlSafe;
 
 /// Key of the advisory lock under which partitions are made and retired («partitio» in ASCII).
@@ -14,16 +14,21 @@ pub(crate) enum Partitioned {
     InferenceRequests,
     /// One row per organization, model and day; kept for ever.
     UsageRecords,
+    /// One row per event and node that worked on it; old months are retired.
+    NodeLedger,
 }
 
 impl Partitioned {
-    /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::InferenceRequests, Self::UsageRecords];
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::InferenceRequests, Self::UsageRecords, Self::NodeLedger];
+    /// Those of which old months are retired.
+    pub(crate) const RETIRED: [Self; 2] = [Self::InferenceRequests, Self::NodeLedger];
 
     const fn table(self) -> &'static str {
         match self {
             Self::InferenceRequests => "inference_requests",
             Self::UsageRecords => "usage_records",
+            Self::NodeLedger => "node_ledger",
         }
     }
 
@@ -31,7 +36,7 @@ impl Partitioned {
     fn bound(self, month: Month) -> String {
         match self {
             Self::InferenceRequests => format!("{:04}-{:02}-01 00:00:00+00", month.year(), month.month()),
-            Self::UsageRecords => format!("{:04}-{:02}-01", month.year(), month.month()),
+            Self::UsageRecords | Self::NodeLedger => format!("{:04}-{:02}-01", month.year(), month.month()),
         }
     }
 
@@ -47,8 +52,18 @@ pub(crate) struct Month(i32);
 impl Month {
     /// The month that a moment falls in.
     pub(crate) fn of(moment: DateTime<Utc>) -> Self {
-        let month = i32::try_from(moment.month0()).unwrap_or_default();
-        Self(moment.year() * 12 + month)
+        Self::of_day(moment.date_naive())
+    }
+
+    /// The month of a day.
+    pub(crate) fn of_day(day: NaiveDate) -> Self {
+        let month = i32::try_from(day.month0()).unwrap_or_default();
+        Self(day.year() * 12 + month)
+    }
+
+    /// The moment it begins.
+    pub(crate) fn start(self) -> DateTime<Utc> {
+        self.first_day().and_time(NaiveTime::MIN).and_utc()
     }
 
     /// `months` later, or earlier if negative.

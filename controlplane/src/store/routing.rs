@@ -1,6 +1,6 @@
 //! The whole routing state, compiled from the tables.
 
-use super::{Store, StoreError, config_log, keys, models, nodes, organizations, purges, versions};
+use super::{Store, StoreError, config_log, keys, models, nodes, organizations, prices, purges, versions};
 use turnpike_config::{Change, Routing};
 
 /// Reads every record that edges must know, and the version that they add up to, at one moment.
@@ -14,8 +14,9 @@ pub(crate) async fn load(store: &Store) -> Result<Routing, StoreError> {
         routing.apply(Change::PutKey(key.record()?));
     }
     let versions = versions::all(&mut tx).await?;
+    let prices = prices::pushed(&mut tx, None).await?;
     for model in models::all(&mut tx).await? {
-        routing.apply(Change::PutModel(model.record(&versions)?));
+        routing.apply(Change::PutModel(model.record(&versions, &prices)?));
     }
     for node in nodes::all(&mut tx).await? {
         routing.apply(Change::PutNode(node.record()?));

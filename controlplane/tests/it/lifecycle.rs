@@ -80,7 +80,7 @@ async fn without_postgresql_links_stay_nothing_is_acked_and_the_api_says_503() {
     let started = tokio::task::spawn_blocking(move || Postgres::start_persistent(&directory).unwrap());
     let mut postgres = started.await.unwrap();
     let url = postgres.fresh_database().unwrap();
-    let plane = Plane::start_on(url).await;
+    let plane = Plane::start_on(url, "").await;
     let tenant = plane.tenant("acme").await;
     plane.model("m").await;
     let mut edge = Edge::connect(&plane, "e1", Routing::default()).await;

@@ -1,14 +1,26 @@
 //! The control plane against a real PostgreSQL and real QUIC links with mutual TLS.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail loudly")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail loudly, and show figures"
+)]
 
 mod admin;
 mod billing;
 mod cache;
 mod feed;
+mod invoices;
 mod lifecycle;
 mod limits;
 mod metering;
+mod node_ledger;
 mod nodes;
 mod peers;
 mod plane;
+mod prepaid;
+mod prices;
+mod stripe;
+mod stripe_server;
 mod usage;

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use turnpike_config::UsageEvent;
 
@@ -61,7 +61,7 @@ impl Permit {
     fn entry(&self, record: Record) -> (Entry, Written) {
         let (sender, written) = Written::later();
         self.shared.handed_over.fetch_add(1, Ordering::SeqCst);
-        (Entry { record, written: sender }, written)
+        (Entry { record, handed_over: Instant::now(), written: sender }, written)
     }
 }
 
@@ -84,11 +84,12 @@ pub(crate) struct Opened {
 }
 
 impl Journal {
-    /// Opens or makes the journal and starts its threads. `seen` is called with every event that was written.
+    /// Opens or makes the journal and starts its threads. `seen` is called with every event that was written,
+    /// and with how long that took.
     pub(crate) fn open(
         directory: &Path,
         max_bytes: u64,
-        seen: impl Fn(&UsageEvent) + Send + 'static,
+        seen: impl Fn(&UsageEvent, Duration) + Send + 'static,
     ) -> Result<Opened, JournalError> {
         std::fs::create_dir_all(directory).map_err(io_error(directory))?;
         let lock = lock(directory)?;

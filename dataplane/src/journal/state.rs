@@ -6,12 +6,14 @@ use super::recover::Recovered;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 
 /// A record handed over, and whom to tell once it is written.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) record: Record,
+    pub(super) handed_over: Instant,
     pub(super) written: oneshot::Sender<()>,
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use turnpike_config::UsageEvent;
 
 fn open(directory: &Path) -> Opened {
-    Journal::open(directory, 1 << 30, |_| ()).unwrap()
+    Journal::open(directory, 1 << 30, |_, _| ()).unwrap()
 }
 
 fn record(journal: &Journal, event: UsageEvent) {
@@ -55,7 +55,7 @@ fn what_was_recorded_is_read_back_after_a_restart_once() {
 fn a_journal_belongs_to_one_process() {
     let directory = tempfile::tempdir().unwrap();
     let opened = open(directory.path());
-    let second = Journal::open(directory.path(), 1 << 30, |_| ()).err().unwrap();
+    let second = Journal::open(directory.path(), 1 << 30, |_, _| ()).err().unwrap();
     assert!(matches!(second, JournalError::InUse { .. }), "{second}");
     close(opened);
     close(open(directory.path()));
@@ -189,7 +189,7 @@ fn damage_inside_costs_the_records_it_hits_and_their_requests_are_orphans() {
 #[tokio::test]
 async fn a_full_journal_gives_no_permits_and_loses_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Journal::open(directory.path(), segment::HEADER + 300, |_| ()).unwrap();
+    let opened = Journal::open(directory.path(), segment::HEADER + 300, |_, _| ()).unwrap();
     let running = opened.journal.permit(1).unwrap();
     let mut recorded = 0;
     while let Some(permit) = opened.journal.permit(1) {

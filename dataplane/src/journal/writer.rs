@@ -12,7 +12,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::mpsc;
+use turnpike_config::crash::is_due;
 use turnpike_config::{EventId, UsageEvent};
 
 /// Most records written at once.
@@ -21,7 +23,7 @@ const GROUP: usize = 2_048;
 const SEGMENT_BYTES: u64 = 16 << 20;
 
 /// Writes what is handed over until nobody can hand over any more.
-pub(super) fn run(mut writer: Writer, mut entries: mpsc::Receiver<Entry>, seen: &dyn Fn(&UsageEvent)) {
+pub(super) fn run(mut writer: Writer, mut entries: mpsc::Receiver<Entry>, seen: &dyn Fn(&UsageEvent, Duration)) {
     let mut group = Vec::with_capacity(GROUP);
     while entries.blocking_recv_many(&mut group, GROUP) > 0 {
         // Nothing is lost while the disk refuses: these wait here, later ones in the queue, and no new permits are given.
@@ -34,11 +36,11 @@ pub(super) fn run(mut writer: Writer, mut entries: mpsc::Receiver<Entry>, seen: 
         if writer.shared.trouble(Trouble::Writing, None) {
             tracing::info!("usage can be recorded again");
         }
-        for Entry { record, written } in group.drain(..) {
+        for Entry { record, handed_over, written } in group.drain(..) {
             // Whoever does not wait is not told.
             let _ = written.send(());
             if let Record::Final(event) = &record {
-                seen(event);
+                seen(event, handed_over.elapsed());
             }
             writer.remember(record);
         }
@@ -155,6 +157,10 @@ impl Active {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
+        if is_due("edge.mid_segment") {
+            let _ = self.file.write_all_at(&bytes[..bytes.len() / 2], self.length);
+            std::process::abort();
+        }
         if let Err(source) = self.file.write_all_at(bytes, self.length) {
             // Best effort: an unfinished record at the tail is cut off at the next start in any case.
             let _ = self.file.set_len(self.length);

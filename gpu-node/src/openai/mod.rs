@@ -7,7 +7,7 @@ mod request;
 mod response;
 mod stop;
 
-pub(crate) use error::ErrorBody;
+pub(crate) use error::{ErrorBody, json_response};
 #[cfg(feature = "builtin-engine")]
 pub(crate) use request::Message;
 pub(crate) use request::{

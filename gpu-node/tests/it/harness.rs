@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use turnpike_config::NodeState;
 use turnpike_config::link::{Identity, LinkServer, Peer, Role, TlsFiles, domain, read_frame, write_frame};
-use turnpike_config::wire::{NodeHello, NodeReply, NodeReport, Open};
+use turnpike_config::wire::{LedgerAck, LedgerBatch, LedgerEntry, NodeHello, NodeReply, NodeReport, Open};
 use turnpike_gpu_node::{Agent, Settings};
 
 /// Longest that anything is waited for.
@@ -70,13 +70,35 @@ impl Authority {
 struct Heard {
     hellos: Vec<(Peer, NodeHello)>,
     reports: Vec<NodeReport>,
+    entries: Vec<LedgerEntry>,
+    /// Batches that are taken and not acknowledged: the link ends instead.
+    acks_to_lose: u32,
 }
 
 /// The control plane's end of the link: welcomes every node and notes its reports.
 pub(crate) struct Control {
     heard: Arc<Mutex<Heard>>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     task: JoinHandle<()>,
+}
+
+/// Takes in a node's ledger.
+async fn take_ledger(heard: &Mutex<Heard>, connection: &quinn::Connection) {
+    let Ok((mut send, mut receive)) = connection.accept_bi().await else { return };
+    let Ok(Some(Open::Ledger)) = read_frame(&mut receive).await else { panic!("no ledger") };
+    while let Ok(Some(LedgerBatch { position, entries })) = read_frame(&mut receive).await {
+        let is_lost = {
+            let mut heard = heard.lock().unwrap();
+            heard.entries.extend(entries);
+            let is_lost = heard.acks_to_lose > 0;
+            heard.acks_to_lose -= u32::from(is_lost);
+            is_lost
+        };
+        if is_lost {
+            return connection.close(quinn::VarInt::from_u32(0), b"lost");
+        }
+        write_frame(&mut send, &LedgerAck { position }).await.unwrap();
+    }
 }
 
 impl Control {
@@ -93,9 +115,12 @@ impl Control {
                     let Ok(Some(Open::Node(hello))) = read_frame(&mut receive).await else { panic!("no NodeHello") };
                     heard.lock().unwrap().hellos.push((peer, hello));
                     write_frame(&mut send, &NodeReply::Welcome { report_every_ms: 100 }).await.unwrap();
-                    while let Ok(Some(report)) = read_frame(&mut receive).await {
-                        heard.lock().unwrap().reports.push(report);
-                    }
+                    let reports = async {
+                        while let Ok(Some(report)) = read_frame(&mut receive).await {
+                            heard.lock().unwrap().reports.push(report);
+                        }
+                    };
+                    tokio::join!(reports, take_ledger(&heard, &connection));
                 });
             }
         });
@@ -108,6 +133,15 @@ impl Control {
 
     pub(crate) fn reports(&self) -> Vec<NodeReport> {
         self.heard.lock().unwrap().reports.clone()
+    }
+
+    /// Everything of its ledger, as often as it came.
+    pub(crate) fn entries(&self) -> Vec<LedgerEntry> {
+        self.heard.lock().unwrap().entries.clone()
+    }
+
+    pub(crate) fn lose_acks(&self, batches: u32) {
+        self.heard.lock().unwrap().acks_to_lose = batches;
     }
 
     pub(crate) fn states(&self) -> Vec<NodeState> {
@@ -180,7 +214,13 @@ impl Node {
 
     /// Waits until the drained agent has ended.
     pub(crate) async fn ended(self) {
+        self.end().await;
+    }
+
+    /// As [`Self::ended`]; what the control plane then had of its ledger.
+    pub(crate) async fn end(self) -> Vec<LedgerEntry> {
         tokio::time::timeout(PATIENCE, self.task).await.expect("the agent ends").unwrap();
+        self.control.entries()
     }
 }
 

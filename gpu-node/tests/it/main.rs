@@ -5,6 +5,7 @@ mod drain;
 mod engines;
 mod front;
 mod harness;
+mod ledger;
 #[cfg(feature = "builtin-engine")]
 mod llamacpp;
 mod supervise;

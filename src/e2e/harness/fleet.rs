@@ -1,5 +1,6 @@
 //! A deployment made by hand, plane by plane, as an operator does it with settings files and `turnpike certs`.
 
+use super::process::descendants;
 use super::{Admin, Process, eventually, get, turnpike};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -142,18 +143,35 @@ impl Fleet {
         self.metrics.insert(name.to_owned(), format!("http://127.0.0.1:{metrics_port}"));
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A file of its own: settings, logs, and the planes' data as `NAME-data`.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Starts a plane with the settings it has, and waits until it says it is ready.
     pub(crate) async fn start_plane(&mut self, name: &str) {
+        self.start_plane_with(name, &[]).await;
+    }
+
+    /// Kills a plane and starts it again as one that dies where it passes `point` (`NAME` or `NAME#n`).
+    pub(crate) async fn restart_to_crash(&mut self, name: &str, point: &str) {
+        self.kill(name);
+        self.start_plane_with(name, &[("TURNPIKE_CRASH_AT", point)]).await;
+    }
+
+    /// Whether a plane's process is there.
+    pub(crate) fn is_running(&mut self, name: &str) -> bool {
+        self.planes.get_mut(name).is_some_and(Process::is_running)
+    }
+
+    async fn start_plane_with(&mut self, name: &str, environment: &[(&str, &str)]) {
         let plane = match name {
             "control" => "controlplane",
             edge if edge.starts_with("edge") => "dataplane",
             _ => "gpu-node",
         };
         let mut command = turnpike();
+        command.envs(environment.iter().copied());
         command.arg(plane).arg("--exit-with-parent").arg("--config").arg(self.path(&format!("{name}.toml")));
         let process = Process::start(command, &self.path(&format!("{name}.log")));
         self.planes.insert(name.to_owned(), process);
@@ -179,6 +197,14 @@ impl Fleet {
     /// Kills a plane as a power cut would.
     pub(crate) fn kill(&mut self, name: &str) {
         self.planes.get_mut(name).unwrap().kill();
+    }
+
+    /// Crashes the database: one of its processes is killed, it ends all others, and recovers by its log.
+    pub(crate) async fn crash_database(&self) {
+        let victim = eventually("PostgreSQL has processes", async || {
+            descendants(self.postgres.id().unwrap()).pop().ok_or_else(|| "it recovers".to_owned())
+        });
+        victim.await.kill();
     }
 
     /// A plane's process id.

@@ -44,7 +44,7 @@ pub(crate) struct Options {
     pub(crate) cluster: Option<String>,
     /// For how many days events are kept.
     pub(crate) keep_days: u32,
-    /// Longest that an insert may take.
+    /// Longest that an insert or a query may take.
     pub(crate) timeout: Duration,
 }
 
@@ -111,7 +111,7 @@ impl ClickHouse {
         let migrated = migrations::migrate(&client, options).await;
         migrated.map_err(|source| ConnectError::Migrate { target: options.target.clone(), source })?;
         let client = client.with_database(&options.database);
-        let reader = read::Reader::new(client.clone(), options.target.clone());
+        let reader = read::Reader::new(client.clone(), options);
         Ok(Self { reader, gatherer: Gatherer::start(client, options, metrics) })
     }
 

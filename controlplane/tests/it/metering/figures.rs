@@ -4,7 +4,7 @@
 //! Without the variable it is a small run that only shows that all is counted.
 
 use super::*;
-use crate::plane::{Extras, Kept};
+use crate::plane::{Kept, clickhouse_settings};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnpike_parts::clickhouse::ClickHouse;
@@ -61,11 +61,11 @@ async fn figures_of_clickhouse() {
 
 async fn measure(kept: Kept, servers: Servers) {
     let events: usize = std::env::var(SIZE).map_or(SMALL, |size| size.parse().unwrap());
-    let extras = servers.clickhouse.as_ref().map_or_else(Extras::default, |server| {
+    let extras = servers.clickhouse.as_ref().map_or_else(String::new, |server| {
         // As a large deployment would have it: the request log is a sample.
-        Extras::clickhouse(&server.url()).and("usage.log_sample = 0.01")
+        clickhouse_settings(&server.url()).replace("\"2s\"", "\"60s\"") + "usage.log_sample = 0.01"
     });
-    let plane = Arc::new(Plane::start_on_with(servers.postgres.fresh_database().unwrap(), extras).await);
+    let plane = Arc::new(Plane::start_on(servers.postgres.fresh_database().unwrap(), &extras).await);
     let mut tenants = Vec::new();
     for number in 0..TENANTS {
         tenants.push(plane.tenant(&format!("t{number}")).await);

@@ -1,0 +1,296 @@
+//! Closing months: from the books to invoices, an organization's invoice in one transaction.
+
+use crate::context::Context;
+use crate::invoicing::{Document, Line, floor_cents};
+use crate::settings::Invoicing;
+use crate::store::invoices::{self, DRAFT, Invoice, PAID, VOID};
+use crate::store::partitions::Month;
+use crate::store::prepaid::{self, Kind, NewEntry};
+use crate::store::{PgConnection, StoreError, audit, billing, charges, rollup};
+use chrono::{DateTime, Days, Utc};
+use serde_json::{Value, json};
+use turnpike_config::Usd;
+use uuid::Uuid;
+
+/// The one currency that usage is priced in.
+const CURRENCY: &str = "USD";
+/// Who writes ledger entries that follow from an invoice.
+const ACTOR: &str = "invoicing";
+
+/// Why a month was not closed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CloseError {
+    /// It goes on.
+    #[error("{0} is not over yet (UTC)")]
+    NotOver(Month),
+    /// There is no such organization.
+    #[error("organization {0} does not exist")]
+    NoOrganization(Uuid),
+    /// Lines and daily books differ. Nothing is invoiced until they agree.
+    #[error(
+        "organization {organization}, {month}: the lines add up to {lines} dollars and the daily books to {books}; no \
+         invoice is made until they agree: look for usage that is being summed anew, then close the month again"
+    )]
+    Differs {
+        /// Whose.
+        organization: Uuid,
+        /// Which month.
+        month: Month,
+        /// What the invoice would charge.
+        lines: Usd,
+        /// What `usage_records` and open `usage_adjustments` say.
+        books: Usd,
+    },
+    /// Usage of the month may still come.
+    #[error(
+        "{month} cannot be closed yet: edges {} may still ship usage of it; wait for them, or close it with `force` and \
+         what they ship later goes on the next invoice", .edges.join(", ")
+    )]
+    Behind {
+        /// Which month.
+        month: Month,
+        /// Which edges.
+        edges: Vec<String>,
+    },
+    /// Usage of the month has come and is not added up yet.
+    #[error(
+        "{0} cannot be closed yet: usage of it has come and is not added up; that takes about a second, unless the ledger \
+         of usage does not answer: see the control plane's log"
+    )]
+    Unsummed(Month),
+    /// More was taken back than was used.
+    #[error("organization {0}, {1}: corrections are more than what was used; give a credit note on an earlier invoice")]
+    Negative(Uuid, Month),
+    /// The database refused or does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Anything else is a defect.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// How far a month is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Only looked at.
+    DryRun,
+    /// A draft is made, or made anew.
+    Draft,
+    /// The invoice is opened: numbered and frozen.
+    Open,
+}
+
+/// What closing a month came to.
+#[derive(Debug)]
+pub(crate) enum Closed {
+    /// Nothing was used that costs anything.
+    Nothing,
+    /// There was an opened invoice already.
+    Already(Box<Invoice>),
+    /// The invoice that was made, or would be.
+    Made(Box<Invoice>),
+}
+
+/// Who acts, for the books.
+#[derive(Clone, Debug)]
+pub(crate) struct By {
+    /// Such as `token:owner`.
+    pub(crate) actor: String,
+    /// With which role.
+    pub(crate) role: &'static str,
+}
+
+/// Whether all usage of a month is in the books.
+///
+/// # Errors
+/// [`CloseError::Behind`], [`CloseError::Unsummed`]
+pub(crate) async fn ready(connection: &mut PgConnection, month: Month) -> Result<(), CloseError> {
+    let end = month.plus(1).start();
+    let edges = charges::edges_behind(connection, end).await?;
+    if !edges.is_empty() {
+        return Err(CloseError::Behind { month, edges });
+    }
+    if rollup::is_due_before(connection, end).await? { Err(CloseError::Unsummed(month)) } else { Ok(()) }
+}
+
+/// Writes an audit entry about an invoice, in the transaction of the change.
+pub(crate) async fn note(
+    connection: &mut PgConnection,
+    by: &By,
+    action: &str,
+    invoice: Uuid,
+    details: Value,
+) -> Result<(), StoreError> {
+    let entry = audit::Entry {
+        actor: &by.actor,
+        role: by.role,
+        action,
+        resource_type: "invoice",
+        resource_id: &invoice.to_string(),
+        details: &details,
+    };
+    audit::append(connection, entry).await
+}
+
+/// Closes an organization's month: all of its invoice, or nothing. Again, it changes nothing more.
+pub(crate) async fn close(
+    context: &Context,
+    organization: Uuid,
+    month: Month,
+    until: Until,
+    by: &By,
+    now: DateTime<Utc>,
+) -> Result<Closed, CloseError> {
+    if Month::of(now) <= month {
+        return Err(CloseError::NotOver(month));
+    }
+    let mut tx = context.store.begin().await?;
+    if !billing::exists(&mut tx, organization).await? {
+        return Err(CloseError::NoOrganization(organization));
+    }
+    billing::lock(&mut tx, organization).await?;
+    let before = invoices::of_month(&mut tx, organization, month).await?;
+    let draft = match before {
+        Some(invoice) if invoice.status != DRAFT => return Ok(Closed::Already(Box::new(invoice))),
+        draft => draft.map(|draft| draft.id),
+    };
+    charges::hold(&mut tx).await?;
+    // Under the lock: what is read from here on is all that has come.
+    if rollup::is_due_before(&mut tx, month.plus(1).start()).await? {
+        return Err(CloseError::Unsummed(month));
+    }
+    let id = draft.unwrap_or_else(Uuid::now_v7);
+    let Some(mut document) = draw_up(&mut tx, &context.invoicing, organization, month, id).await? else {
+        if draft.is_some() {
+            invoices::delete_draft(&mut tx, id).await?;
+            commit(tx, until).await?;
+        }
+        return Ok(Closed::Nothing);
+    };
+    invoices::put_draft(&mut tx, id, &document).await?;
+    if until == Until::Open {
+        open(&mut tx, &context.invoicing, month, id, &mut document, now).await?;
+    }
+    let made = invoices::get(&mut tx, id).await?;
+    let made = made.ok_or_else(|| CloseError::Internal(format!("invoice {id} is gone from its own transaction")))?;
+    let action = if until == Until::Open { "invoice.open" } else { "invoice.draft" };
+    let details = json!({"number": document.invoice_number, "month": month.to_string()});
+    note(&mut tx, by, action, id, details).await?;
+    commit(tx, until).await?;
+    // What is settled may have moved the balance by less than a cent.
+    context.spending.tell([organization]);
+    Ok(Closed::Made(Box::new(made)))
+}
+
+async fn commit(tx: crate::store::Tx, until: Until) -> Result<(), StoreError> {
+    if until == Until::DryRun { Ok(tx.rollback().await?) } else { Ok(tx.commit().await?) }
+}
+
+/// What the invoice says, before it has a number; `None` if there is nothing to charge.
+async fn draw_up(
+    connection: &mut PgConnection,
+    settings: &Invoicing,
+    organization: Uuid,
+    month: Month,
+    id: Uuid,
+) -> Result<Option<Document>, CloseError> {
+    let lines: Vec<Line> =
+        charges::of_month(connection, organization, month).await?.into_iter().map(Line::from).collect();
+    let payer = invoices::payer(connection, organization).await?;
+    let payer = payer.ok_or_else(|| CloseError::Internal(format!("organization {organization} has no account")))?;
+    let mut document = Document {
+        invoice_number: format!("draft-{id}"),
+        organization_id: organization,
+        billing_account_id: payer.account,
+        period_start: month.first_day(),
+        period_end: month.plus(1).first_day() - Days::new(1),
+        issued_on: None,
+        due_date: None,
+        currency: CURRENCY.to_owned(),
+        seller: settings.seller.clone(),
+        buyer: payer.party(),
+        ..Document::default()
+    };
+    document.charge(lines, payer.terms());
+    let books = charges::booked(connection, organization, month).await?;
+    if document.exact_total != books {
+        return Err(CloseError::Differs { organization, month, lines: document.exact_total, books });
+    }
+    if document.total_amount < Usd::ZERO {
+        return Err(CloseError::Negative(organization, month));
+    }
+    let free = document.line_items.iter().all(|line| line.exact_amount == Usd::ZERO);
+    Ok((!free).then_some(document))
+}
+
+/// Numbers and freezes a draft, settles it with money paid ahead, and takes up what came late.
+async fn open(
+    connection: &mut PgConnection,
+    settings: &Invoicing,
+    month: Month,
+    id: Uuid,
+    document: &mut Document,
+    now: DateTime<Utc>,
+) -> Result<(), CloseError> {
+    let (organization, today) = (document.organization_id, now.date_naive());
+    charges::take_up(connection, organization, month, id).await?;
+    let (credit, entry) = settle(connection, document, month, now).await?;
+    document.credit(credit);
+    document.issued_on = Some(today);
+    document.due_date = today.checked_add_days(Days::new(settings.due_days.into()));
+    document.invoice_number = invoices::next_number(connection, &settings.number_prefix, today).await?;
+    let checksum = document.checksum().map_err(|error| CloseError::Internal(error.to_string()))?;
+    invoices::open(connection, id, document, &checksum).await?;
+    if let Some((amount, debited)) = entry {
+        let key = format!("invoice:{id}");
+        let settled = Usd { pico: debited.pico.saturating_neg() };
+        let note = Some(document.invoice_number.as_str());
+        let entry = NewEntry { kind: Kind::Invoice, amount, key: &key, settled, actor: ACTOR, note };
+        prepaid::append(connection, organization, &entry).await?;
+    }
+    if document.amount_due == Usd::ZERO {
+        invoices::set_status(connection, id, PAID, now).await?;
+    }
+    Ok(())
+}
+
+/// How much of an invoice is paid from money paid ahead, and the entry that settles it: what usage was debited for and
+/// is not settled yet comes back, and the credit goes. `None`: nothing was debited and there is nothing to pay from.
+async fn settle(
+    connection: &mut PgConnection,
+    document: &Document,
+    month: Month,
+    now: DateTime<Utc>,
+) -> Result<(Usd, Option<(Usd, Usd)>), CloseError> {
+    let organization = document.organization_id;
+    prepaid::post_usage(connection, organization, month.plus(1).first_day()).await?;
+    let debited = prepaid::unsettled(connection, organization, month.plus(1).first_day()).await?;
+    let standing = billing::standings(connection, Month::of(now), Some(&[organization])).await?;
+    let left = standing.first().and_then(billing::Standing::prepaid_balance).unwrap_or_default();
+    let available = Usd { pico: debited.pico.saturating_add(left.pico) };
+    let credit = floor_cents(available).clamp(Usd::ZERO, document.total_amount);
+    if debited == Usd::ZERO && credit == Usd::ZERO {
+        return Ok((credit, None));
+    }
+    let amount = Usd { pico: debited.pico.saturating_sub(credit.pico) };
+    Ok((credit, Some((amount, debited))))
+}
+
+/// Takes an invoice back: what was paid from money paid ahead returns, and what came late is open again. The caller
+/// holds the account's lock.
+pub(crate) async fn void(
+    connection: &mut PgConnection,
+    invoice: &Invoice,
+    actor: &str,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    invoices::set_status(connection, invoice.id, VOID, now).await?;
+    charges::give_back(connection, invoice.id).await?;
+    if invoice.credit() != Usd::ZERO {
+        let (key, note) = (format!("void:{}", invoice.id), Some(invoice.invoice_number.as_str()));
+        let entry =
+            NewEntry { kind: Kind::Credit, amount: invoice.credit(), key: &key, settled: Usd::ZERO, actor, note };
+        prepaid::append(connection, invoice.organization_id, &entry).await?;
+    }
+    Ok(())
+}

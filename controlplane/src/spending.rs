@@ -1,0 +1,48 @@
+//! Who spent something just now: whoever changes `usage_records` says so here, and budgets are looked at at once.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Organizations whose usage changed since they were last asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Spending {
+    changed: Mutex<BTreeSet<Uuid>>,
+    nudge: Notify,
+}
+
+impl Spending {
+    /// These organizations' usage, or what they paid, has changed in the database.
+    pub(crate) fn tell(&self, organizations: impl IntoIterator<Item = Uuid>) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(organizations);
+        self.nudge.notify_one();
+    }
+
+    /// Waits until something was told, and takes it.
+    pub(crate) async fn next(&self) -> Vec<Uuid> {
+        loop {
+            let changed = std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner));
+            if !changed.is_empty() {
+                return changed.into_iter().collect();
+            }
+            self.nudge.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_told_is_taken_once() {
+        let spending = Spending::default();
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        spending.tell([b, a]);
+        spending.tell([a]);
+        assert_eq!(spending.next().await, [a, b]);
+        let (next, ()) = tokio::join!(spending.next(), async { spending.tell([b]) });
+        assert_eq!(next, [b]);
+    }
+}

@@ -1,0 +1,26 @@
+//! Which control plane runs what must run once: an advisory lock, held by a transaction of its own.
+
+use super::{Store, StoreError, Tx};
+
+/// Closing months («closing» in ASCII).
+pub(crate) const CLOSING: i64 = 0x0063_6c6f_7369_6e67;
+
+/// Collecting money («collect» in ASCII).
+pub(crate) const COLLECTING: i64 = 0x0063_6f6c_6c65_6374;
+
+/// The right to run something, until it is dropped or the connection is lost.
+pub(crate) struct Leading(Tx);
+
+impl Leading {
+    /// Gives it back.
+    pub(crate) async fn end(self) -> Result<(), StoreError> {
+        Ok(self.0.rollback().await?)
+    }
+}
+
+/// Takes the right if nobody has it.
+pub(crate) async fn try_lead(store: &Store, what: i64) -> Result<Option<Leading>, StoreError> {
+    let mut tx = store.begin().await?;
+    let won: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(what).fetch_one(&mut *tx).await?;
+    Ok(won.then_some(Leading(tx)))
+}

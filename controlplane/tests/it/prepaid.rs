@@ -1,0 +1,143 @@
+//! Money paid ahead: a ledger that only grows, and a balance that is exact at every moment.
+
+use crate::peers::{Edge, Meter};
+use crate::plane::{Plane, Tenant, eventually, fields};
+use crate::usage::event;
+use chrono::{DateTime, Days, Utc};
+use reqwest::Method;
+use serde_json::{Value, json};
+use turnpike_config::{OrgId, Routing, UsageEvent};
+
+fn spending(tenant: &Tenant, at: DateTime<Utc>, cost: &str) -> UsageEvent {
+    UsageEvent { cost: cost.parse().unwrap(), ..event(tenant, Some("m"), at, 1, 1) }
+}
+
+fn ledger(tenant: &Tenant) -> String {
+    format!("/organizations/{}/prepaid_entries", tenant.organization)
+}
+
+pub(crate) async fn top_up(plane: &Plane, tenant: &Tenant, amount: &str, key: &str) -> Value {
+    plane.post(&ledger(tenant), json!({"kind": "top_up", "amount": amount, "idempotency_key": key})).await
+}
+
+pub(crate) async fn balance(plane: &Plane, tenant: &Tenant) -> Value {
+    plane.get(&format!("/organizations/{}/billing", tenant.organization)).await["prepaid_balance"].clone()
+}
+
+async fn entries(plane: &Plane, tenant: &Tenant) -> Vec<(String, String)> {
+    let page = plane.get(&ledger(tenant)).await;
+    let text = |entry: &Value, name: &str| entry[name].as_str().unwrap().to_owned();
+    page["data"].as_array().unwrap().iter().map(|entry| (text(entry, "kind"), text(entry, "amount"))).collect()
+}
+
+async fn posted(plane: &Plane, tenant: &Tenant, what: &str, expected: &[&str]) {
+    eventually(what, || async {
+        let entries = entries(plane, tenant).await;
+        let usage: Vec<_> = entries.into_iter().filter(|(kind, _)| kind == "usage").map(|(_, cost)| cost).collect();
+        (usage == expected).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_same_key_is_the_same_money() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant("acme").await;
+    let mut edge = Edge::connect(&plane, "e1", Routing::default()).await;
+    let first = top_up(&plane, &tenant, "50.00", "wire-1").await;
+    assert_eq!((&first["amount"], &first["idempotency_key"]), (&json!("50"), &json!("wire-1")));
+    assert_eq!(top_up(&plane, &tenant, "50", "wire-1").await["id"], first["id"]);
+    let other = json!({"kind": "top_up", "amount": "51", "idempotency_key": "wire-1"}).to_string();
+    plane.refused(Method::POST, &ledger(&tenant), &other, 409).await;
+    let organization = OrgId(tenant.organization.parse().unwrap());
+    let told = |routing: &Routing| routing.orgs.get(&organization).and_then(|org| org.budget);
+    edge.until("the money", |routing| told(routing).is_some_and(|b| b.monthly == "50".parse().unwrap())).await;
+
+    let racing = (0..8).map(|_| top_up(&plane, &tenant, "0.000000000001", "wire-2"));
+    let ids: std::collections::BTreeSet<i64> =
+        futures::future::join_all(racing).await.iter().map(|entry| entry["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids.len(), 1);
+    plane.post(&ledger(&tenant), json!({"kind": "refund", "amount": "-20", "idempotency_key": "back"})).await;
+    assert_eq!(balance(&plane, &tenant).await, "30.000000000001");
+    let shown = entries(&plane, &tenant).await;
+    let kinds: Vec<_> = shown.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(kinds, ["refund", "top_up", "top_up", "opening"]);
+    let page = plane.get(&format!("{}?limit=3", ledger(&tenant))).await;
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let rest = plane.get(&format!("{}?limit=3&cursor={cursor}", ledger(&tenant))).await;
+    assert_eq!((rest["data"].as_array().unwrap().len(), &rest["next_cursor"]), (1, &Value::Null));
+}
+
+#[tokio::test]
+async fn days_that_are_over_are_posted_and_what_comes_late_is_too() {
+    let mut plane = Plane::start().await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let now = Utc::now();
+    let yesterday = now - Days::new(1);
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &[spending(&tenant, now, "3"), spending(&tenant, yesterday, "5")]).await;
+    top_up(&plane, &tenant, "10", "first").await;
+    assert_eq!(balance(&plane, &tenant).await, "10", "what was used before is not debited");
+    // As if it had begun to pay ahead yesterday, before anything was used.
+    sqlx::raw_sql(
+        "ALTER TABLE prepaid_entries DISABLE TRIGGER USER;
+         UPDATE prepaid_entries SET day = day - 1, used = 0 WHERE kind = 'opening';
+         ALTER TABLE prepaid_entries ENABLE TRIGGER USER;
+         UPDATE billing_accounts SET prepaid_since = prepaid_since - 1;",
+    )
+    .execute(&plane.pool)
+    .await
+    .unwrap();
+    assert_eq!(balance(&plane, &tenant).await, "2");
+    plane.restart().await;
+    posted(&plane, &tenant, "yesterday's usage is posted", &["-5"]).await;
+    assert_eq!(balance(&plane, &tenant).await, "2", "posting does not move the balance");
+    Meter::connect(&plane, "e1").await.ship(1, 2, &[spending(&tenant, yesterday, "0.25")]).await;
+    assert_eq!(balance(&plane, &tenant).await, "1.75", "nor does it wait for the posting");
+    plane.restart().await;
+    posted(&plane, &tenant, "late usage is posted", &["-0.25", "-5"]).await;
+    assert_eq!(balance(&plane, &tenant).await, "1.75");
+    plane.restart().await;
+    plane
+        .call(
+            Method::PATCH,
+            &format!("/organizations/{}/billing", tenant.organization),
+            Some(json!({"prepaid_balance": null})),
+        )
+        .await;
+    let sum: String = sqlx::query_scalar("SELECT trim_scale(sum(amount))::text FROM prepaid_entries")
+        .fetch_one(&plane.pool)
+        .await
+        .unwrap();
+    assert_eq!(sum, "0", "a ledger that is closed adds up to nothing");
+    // Usage meanwhile is not debited when it pays ahead again.
+    Meter::connect(&plane, "e1").await.ship(1, 3, &[spending(&tenant, now, "7")]).await;
+    top_up(&plane, &tenant, "1", "again").await;
+    assert_eq!(balance(&plane, &tenant).await, "1");
+}
+
+#[tokio::test]
+async fn entries_stay_as_they_were_written() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant("acme").await;
+    top_up(&plane, &tenant, "1", "first").await;
+    for sql in ["UPDATE prepaid_entries SET amount = 2", "DELETE FROM prepaid_entries", "TRUNCATE prepaid_entries"] {
+        let refused = sqlx::query(sql).execute(&plane.pool).await.unwrap_err().to_string();
+        assert!(refused.contains("is refused"), "{sql}: {refused}");
+    }
+    let cases = [
+        (json!({"kind": "top_up", "amount": "-1", "idempotency_key": "k"}), vec!["amount"]),
+        (json!({"kind": "refund", "amount": "1", "idempotency_key": "k"}), vec!["amount"]),
+        (json!({"kind": "adjustment", "amount": "0", "idempotency_key": ""}), vec!["idempotency_key", "amount"]),
+        (json!({"kind": "usage", "amount": "1", "idempotency_key": "k"}), vec!["kind"]),
+    ];
+    for (body, expected) in cases {
+        let problem = plane.refused(Method::POST, &ledger(&tenant), &body.to_string(), 422).await;
+        assert_eq!(fields(&problem), expected, "{problem}");
+    }
+    let nobody = format!("/organizations/{}/prepaid_entries", uuid::Uuid::new_v4());
+    plane.refused(Method::GET, &nobody, "", 404).await;
+    let body = json!({"kind": "top_up", "amount": "1", "idempotency_key": "k"}).to_string();
+    plane.refused(Method::POST, &nobody, &body, 404).await;
+}

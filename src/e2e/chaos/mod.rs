@@ -1,0 +1,173 @@
+//! Every token is billed once, whatever dies in between: what clients were served, what nodes counted, the usage ledger and
+//! the daily sums agree to the token and the pico-dollar.
+//!
+//! `TURNPIKE_CHAOS_ROUNDS` repeats each case, dying a little later each time (once if it is not set).
+
+mod edge;
+mod surroundings;
+
+use crate::harness::{Fleet, MODEL, Reply, eventually, send};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// Requests of one case, and how many at once.
+const REQUESTS: usize = 24;
+const AT_ONCE: usize = 4;
+
+fn rounds() -> usize {
+    std::env::var("TURNPIKE_CHAOS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// What a client was told that a request used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Used {
+    prompt: u64,
+    completion: u64,
+}
+
+impl Used {
+    fn read(usage: &Value) -> Self {
+        let number = |name: &str| usage[name].as_u64().unwrap_or_else(|| panic!("no {name} in {usage}"));
+        Self { prompt: number("prompt_tokens"), completion: number("completion_tokens") }
+    }
+}
+
+/// Requests that were answered to the end, by the id of their event.
+type Served = BTreeMap<String, Used>;
+
+/// The event's id inside the request id that an edge makes.
+fn event_id(request_id: &str) -> String {
+    let hex = request_id.strip_prefix("req_").unwrap();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// A request of so many words, streamed or not; what it used if it was answered to its end.
+async fn ask(url: &str, key: &str, number: usize) -> Option<(String, Used)> {
+    let words = vec!["word"; 1 + number % 7].join(" ");
+    let streamed = number % 2 == 1;
+    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": words}], "stream": streamed});
+    if streamed {
+        body["stream_options"] = json!({"include_usage": true});
+    }
+    let response = send(Method::POST, url, key, Some(body.to_string())).await.ok()?;
+    let id = event_id(response.headers().get("x-request-id")?.to_str().unwrap());
+    let reply = Reply::read(response).await.ok().filter(|reply| reply.status == 200)?;
+    if !streamed {
+        return Some((id, Used::read(&reply.json()["usage"])));
+    }
+    let complete = reply.text.contains("data: [DONE]");
+    let usage = reply.text.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let usage = usage.filter_map(|rest| serde_json::from_str::<Value>(&format!("{{{rest}")).ok());
+    let usage = usage.map(|chunk| chunk["usage"].clone()).find(|usage| usage.is_object());
+    usage.filter(|_| complete).map(|usage| (id, Used::read(&usage)))
+}
+
+/// Clients that go on until stopped and at least [`REQUESTS`] were answered.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    tasks: Vec<tokio::task::JoinHandle<Served>>,
+}
+
+impl Clients {
+    fn start(fleet: &Fleet) -> Self {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let url = format!("{}/v1/chat/completions", fleet.edge_url);
+        let client = |client: usize| {
+            let (url, key) = (url.clone(), fleet.key.clone());
+            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            tokio::spawn(async move {
+                let mut served = Served::new();
+                for number in client.. {
+                    if stop.load(Ordering::Relaxed) && answered.load(Ordering::Relaxed) >= REQUESTS {
+                        break;
+                    }
+                    match ask(&url, &key, number).await {
+                        Some((id, used)) => {
+                            answered.fetch_add(1, Ordering::Relaxed);
+                            served.insert(id, used);
+                        }
+                        // The edge is away.
+                        None => sleep(Duration::from_millis(20)).await,
+                    }
+                }
+                served
+            })
+        };
+        let tasks = (0..AT_ONCE).map(client).collect();
+        Self { stop, answered, tasks }
+    }
+
+    /// Waits until so many more requests were answered.
+    async fn answer(&self, more: usize) {
+        let wanted = self.answered.load(Ordering::Relaxed) + more;
+        eventually("requests are answered", async || match self.answered.load(Ordering::Relaxed) {
+            enough if enough >= wanted => Ok(()),
+            few => Err(format!("{few} of {wanted}")),
+        })
+        .await;
+    }
+
+    async fn finish(self) -> Served {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut served = Served::new();
+        for task in self.tasks {
+            served.extend(task.await.unwrap());
+        }
+        served
+    }
+}
+
+/// Waits until usage of everything that has begun by now is stored.
+async fn until_complete(fleet: &Fleet) {
+    let now = fleet.sql("SELECT now()");
+    eventually("the edges' usage is complete", async || {
+        let behind = format!(
+            "SELECT name, began_to, complete_to FROM edges WHERE began_to IS NULL OR began_to < '{now}' \
+             OR complete_to < '{now}'"
+        );
+        let behind = fleet.sql(&behind);
+        if behind.is_empty() { Ok(()) } else { Err(format!("{behind} is behind {now}\n{}", fleet.log("edge"))) }
+    })
+    .await;
+}
+
+/// What was served is in the books once, to the token, and the books agree with each other.
+async fn books_agree(fleet: &Fleet, served: &Served, what: &str) {
+    until_complete(fleet).await;
+    let rows = fleet.sql("SELECT id, prompt_tokens, completion_tokens FROM inference_requests");
+    let mut booked = BTreeMap::new();
+    for row in rows.lines() {
+        let [id, prompt, completion] = row.split('|').collect::<Vec<_>>().try_into().unwrap();
+        let used = Used { prompt: prompt.parse().unwrap(), completion: completion.parse().unwrap() };
+        assert_eq!(booked.insert(id.to_owned(), used), None, "{what}: {id} is there twice");
+    }
+    for (id, used) in served {
+        assert_eq!(booked.get(id), Some(used), "{what}: {id} was served otherwise than it was booked");
+    }
+    // An attempt that was given up for another node, and an error that nobody pays, are in the node's ledger alone.
+    let differing = "SELECT i.id, i.status, i.error_code, i.prompt_tokens, i.completion_tokens, l.state, l.prompt_tokens,
+            l.completion_tokens
+        FROM inference_requests i LEFT JOIN node_ledger l ON l.event_id = i.id AND l.node = i.node
+        WHERE i.node IS NOT NULL AND coalesce(l.state, 'none') <> 'lost'
+            AND (i.prompt_tokens, i.completion_tokens) <> (coalesce(l.prompt_tokens, 0), coalesce(l.completion_tokens, 0))";
+    eventually(&format!("{what}: nodes counted what is booked"), async || match fleet.sql(differing) {
+        none if none.is_empty() => Ok(()),
+        rows => Err(rows),
+    })
+    .await;
+    let sums = |table: &str, requests: &str| {
+        format!("SELECT {requests}, sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM {table}")
+    };
+    let ledger = sums("inference_requests WHERE model_id IS NOT NULL", "count(*)");
+    eventually(&format!("{what}: the daily sums are those of the ledger"), async || {
+        let (events, days) = (fleet.sql(&ledger), fleet.sql(&sums("usage_records", "sum(requests)")));
+        if events == days { Ok(()) } else { Err(format!("{events} in the ledger, {days} in usage_records")) }
+    })
+    .await;
+}

@@ -1,0 +1,176 @@
+//! What an edge stands on gives way: its disk, its nodes, the control plane, the database.
+
+use super::{Clients, Served, books_agree, rounds, until_complete};
+use crate::harness::{Fleet, MODEL, chat_body, eventually, get, post};
+use serde_json::json;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Segments of an edge's journal, the newest last.
+fn segments(fleet: &Fleet, edge: &str) -> Vec<PathBuf> {
+    let journal = fleet.path(&format!("{edge}-data/journal"));
+    let files = std::fs::read_dir(journal).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "journal")).collect();
+    found.sort();
+    found
+}
+
+fn open(path: &PathBuf) -> std::fs::File {
+    std::fs::File::options().read(true).write(true).open(path).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_that_is_killed_while_it_takes_usage_in_counts_it_once() {
+    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+    let mut served = Served::new();
+    for round in 0..rounds() {
+        for passes in [1, 4] {
+            let point = format!("control.before_ack#{}", passes + round);
+            fleet.restart_to_crash("control", &point).await;
+            let clients = Clients::start(&fleet);
+            eventually(&format!("the control plane dies at {point}"), async || {
+                if fleet.is_running("control") { Err(fleet.log("control")) } else { Ok(()) }
+            })
+            .await;
+            clients.answer(20).await;
+            fleet.start_plane("control").await;
+            served.extend(clients.finish().await);
+            books_agree(&fleet, &served, &point).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_crashes_under_load_and_a_node_that_dies_lose_nothing() {
+    let mut fleet = Fleet::start(&["n1", "n2"], "2ms").await;
+    // Databases of tests are usually spared the work of keeping what they confirm.
+    fleet.sql("ALTER DATABASE turnpike SET synchronous_commit = on");
+    fleet.kill("control");
+    fleet.start_plane("control").await;
+    let mut served = Served::new();
+    for _ in 0..rounds() {
+        let clients = Clients::start(&fleet);
+        clients.answer(10).await;
+        for _ in 0..3 {
+            fleet.crash_database().await;
+            clients.answer(20).await;
+        }
+        // What was on its way there is answered elsewhere or breaks off.
+        fleet.kill("n1");
+        clients.answer(20).await;
+        fleet.start_plane("n1").await;
+        served.extend(clients.finish().await);
+        books_agree(&fleet, &served, "a dead database and a dead node").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_and_a_damaged_journal_cost_nothing_that_a_node_remembers() {
+    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+    // The control plane is away, so that the journal holds everything.
+    fleet.kill("control");
+    let clients = Clients::start(&fleet);
+    clients.answer(30).await;
+    let served = clients.finish().await;
+    fleet.kill("edge");
+    let newest = segments(&fleet, "edge").pop().unwrap();
+    let file = open(&newest);
+    let length = file.metadata().unwrap().len();
+    // A bit in the middle, and the end torn off.
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, length / 2).unwrap();
+    file.write_all_at(&[byte[0] ^ 16], length / 2).unwrap();
+    file.set_len(length - 11).unwrap();
+    fleet.start_plane("control").await;
+    fleet.start_plane("edge").await;
+    books_agree(&fleet, &served, "a damaged journal").await;
+    let log = fleet.log("edge");
+    assert!(log.contains("damaged usage records") && log.contains("cut off a record"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shipped_again_from_the_beginning_is_counted_once() {
+    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+    let clients = Clients::start(&fleet);
+    clients.answer(30).await;
+    let served = clients.finish().await;
+    until_complete(&fleet).await;
+    fleet.kill("edge");
+    // It has forgotten what it shipped, and another edge has a copy of its journal.
+    let journal = fleet.path("edge-data/journal");
+    std::fs::remove_file(journal.join("shipped")).unwrap();
+    let copy = fleet.path("edge-2-data/journal");
+    std::fs::create_dir_all(&copy).unwrap();
+    for entry in std::fs::read_dir(&journal).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    fleet.start_plane("edge").await;
+    fleet.add_edge("edge-2", "").await;
+    books_agree(&fleet, &served, "usage shipped three times").await;
+    let duplicates = "turnpike_controlplane_usage_events_total{fate=\"duplicate\"}";
+    eventually("the duplicates are noticed", async || {
+        let text = get(&format!("{}/metrics", fleet.metrics["control"]), "").await?.text;
+        let count = text.lines().find_map(|line| line.strip_prefix(duplicates)?.trim().parse::<f64>().ok());
+        count.filter(|count| *count >= 2.0 * served.len() as f64).ok_or(text)
+    })
+    .await;
+}
+
+/// Sets the largest size that files of a process may have, bytes.
+fn limit_files(id: u32, bytes: &str) {
+    let arguments = [format!("--pid={id}"), format!("--fsize={bytes}:unlimited")];
+    assert!(Command::new("prlimit").args(arguments).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_requests_before_a_node_is_asked_and_loses_none_that_ran() {
+    let fleet = Fleet::start(&["n1"], "0ms").await;
+    let url = format!("{}/v1/chat/completions", fleet.edge_url);
+    let clients = Clients::start(&fleet);
+    clients.answer(10).await;
+    // Nothing can be written any more from here on.
+    limit_files(fleet.id("edge"), "1");
+    let refused = eventually("requests are refused", async || {
+        let reply = post(&url, &fleet.key, chat_body(MODEL, "word", false)).await?;
+        if reply.status == 503 { Ok(reply) } else { Err(format!("{} {}", reply.status, reply.text)) }
+    })
+    .await;
+    assert_eq!(refused.code(), "metering_unavailable", "{}", refused.text);
+    assert!(refused.headers.contains_key("retry-after"), "{:?}", refused.headers);
+    let ready = get(&format!("{}/readyz", fleet.metrics["edge"]), "").await.unwrap();
+    assert!(ready.status == 503 && ready.text.contains("usage cannot be recorded"), "{}", ready.text);
+    limit_files(fleet.id("edge"), "unlimited");
+    clients.answer(10).await;
+    let served = clients.finish().await;
+    books_agree(&fleet, &served, "a full disk").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_price_change_in_mid_request_is_for_the_next_one() {
+    let fleet = Fleet::start(&["n1"], "150ms").await;
+    let url = format!("{}/v1/chat/completions", fleet.edge_url);
+    let cost = |words: usize| {
+        let (url, key) = (url.clone(), fleet.key.clone());
+        tokio::spawn(async move {
+            let body = chat_body(MODEL, &vec!["word"; words].join(" "), false);
+            let reply = post(&url, &key, body).await.unwrap();
+            assert_eq!(reply.status, 200, "{}", reply.text);
+        })
+    };
+    let slow = cost(10);
+    crate::faults::busy_node(&fleet, &["n1"]).await;
+    let price = json!({"input_tokens": 1, "output_tokens": 2, "per_request": "0.5", "per_tokens": 1000});
+    fleet.admin.patch(&format!("/models/{MODEL}"), json!({"pricing": price})).await;
+    fleet.until_pushed().await;
+    cost(2).await.unwrap();
+    slow.await.unwrap();
+    let costs = "SELECT completion_tokens, trim_scale(cost_usd) FROM inference_requests ORDER BY id";
+    eventually("both are booked", async || match fleet.sql(costs) {
+        rows if rows == "10|0.0004\n2|0.506" => Ok(()),
+        rows => Err(rows),
+    })
+    .await;
+    books_agree(&fleet, &Served::new(), "a price change").await;
+}
