@@ -617,12 +617,10 @@ CREATE TABLE public.usage_hours (
     cached_tokens bigint NOT NULL,
     completion_tokens bigint NOT NULL,
     cost_usd numeric(24,12) NOT NULL,
-    CONSTRAINT usage_hours_cached_tokens_check CHECK ((cached_tokens >= 0)),
+    CONSTRAINT usage_hours_check CHECK (((requests >= 0) AND (prompt_tokens >= 0) AND (cached_tokens >= 0))),
     CONSTRAINT usage_hours_completion_tokens_check CHECK ((completion_tokens >= 0)),
     CONSTRAINT usage_hours_hour_check CHECK ((date_trunc('hour'::text, hour, 'UTC'::text) = hour)),
-    CONSTRAINT usage_hours_price_version_check CHECK ((price_version >= 0)),
-    CONSTRAINT usage_hours_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
-    CONSTRAINT usage_hours_requests_check CHECK ((requests >= 0))
+    CONSTRAINT usage_hours_price_version_check CHECK ((price_version >= 0))
 );
 
 CREATE TABLE public.usage_ingest (
@@ -777,7 +775,7 @@ ALTER TABLE ONLY public.usage_dirty_hours
     ADD CONSTRAINT usage_dirty_hours_pkey PRIMARY KEY (hour, mark);
 
 ALTER TABLE ONLY public.usage_hours
-    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (hour, organization_id, model_id, price_version);
+    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (organization_id, model_id, price_version, hour);
 
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
@@ -895,11 +893,9 @@ CREATE INDEX idx_recharges_organization_id ON public.recharges USING btree (orga
 
 CREATE INDEX idx_stripe_events_received_at ON public.stripe_events USING btree (received_at);
 
-CREATE INDEX idx_usage_adjustments_open ON public.usage_adjustments USING btree (organization_id) WHERE (invoice_id IS NULL);
+CREATE INDEX idx_usage_adjustments_day ON public.usage_adjustments USING btree (organization_id, date, model_id);
 
-CREATE INDEX idx_usage_hours_model_id ON public.usage_hours USING btree (model_id);
-
-CREATE INDEX idx_usage_hours_organization_id ON public.usage_hours USING btree (organization_id, hour);
+CREATE INDEX idx_usage_hours_hour ON public.usage_hours USING btree (hour);
 
 CREATE INDEX idx_usage_records_date ON ONLY public.usage_records USING btree (date);
 

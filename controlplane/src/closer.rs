@@ -49,9 +49,9 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
 async fn reconcile(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Result<(), StoreError> {
     // Only to spare the database: two closers make one invoice all the same.
     let Some(leading) = leader::try_lead(&context.store, leader::CLOSING).await? else { return Ok(()) };
+    context.rollup.settle().await;
     let wait = TimeDelta::from_std(context.invoicing.close_after).unwrap_or(TimeDelta::MAX);
     let by = By { actor: "invoicing".to_owned(), role: "system" };
-    context.rollup.settle().await;
     for month in (1..=LOOK_BACK).rev().map(|back| Month::of(now).plus(-back)) {
         if now.signed_duration_since(month.plus(1).start()) < wait {
             break;
@@ -61,7 +61,9 @@ async fn reconcile(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Re
         let behind = if due.is_empty() { None } else { closing::ready(&mut connection, month).await.err() };
         drop(connection);
         if let Some(behind) = behind {
-            let CloseError::Behind { .. } = &behind else { return Err(store_error(behind)) };
+            let (CloseError::Behind { .. } | CloseError::Unsummed(_)) = &behind else {
+                return Err(store_error(behind));
+            };
             context.metrics.closing_waiting.set(1);
             if said.waiting != Some(month) {
                 warn!(%month, reason = %behind, "the month waits to be closed");
@@ -74,6 +76,8 @@ async fn reconcile(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Re
                 Ok(Closed::Made(invoice)) => info!(%month, number = invoice.invoice_number, "invoice opened"),
                 Ok(Closed::Nothing | Closed::Already(_)) => {}
                 Err(CloseError::Store(error)) => return Err(error),
+                // Something came just now; the next run has it.
+                Err(CloseError::Unsummed(_)) => {}
                 Err(refused) => {
                     context.metrics.closing_failures.inc();
                     if said.refused.insert((organization, month.number())) {

@@ -53,7 +53,10 @@ pub(crate) enum CloseError {
         edges: Vec<String>,
     },
     /// Usage of the month has come and is not added up yet.
-    #[error("usage of {0} has just come and is being added up; close it again in a moment")]
+    #[error(
+        "{0} cannot be closed yet: usage of it has come and is not added up; that takes about a second, unless the ledger \
+         of usage does not answer: see the control plane's log"
+    )]
     Unsummed(Month),
     /// More was taken back than was used.
     #[error("organization {0}, {1}: corrections are more than what was used; give a credit note on an earlier invoice")]
@@ -100,10 +103,14 @@ pub(crate) struct By {
 /// Whether all usage of a month is in the books.
 ///
 /// # Errors
-/// [`CloseError::Behind`]
+/// [`CloseError::Behind`], [`CloseError::Unsummed`]
 pub(crate) async fn ready(connection: &mut PgConnection, month: Month) -> Result<(), CloseError> {
-    let edges = charges::edges_behind(connection, month.plus(1).start()).await?;
-    if edges.is_empty() { Ok(()) } else { Err(CloseError::Behind { month, edges }) }
+    let end = month.plus(1).start();
+    let edges = charges::edges_behind(connection, end).await?;
+    if !edges.is_empty() {
+        return Err(CloseError::Behind { month, edges });
+    }
+    if rollup::is_due_before(connection, end).await? { Err(CloseError::Unsummed(month)) } else { Ok(()) }
 }
 
 /// Writes an audit entry about an invoice, in the transaction of the change.
@@ -137,7 +144,6 @@ pub(crate) async fn close(
     if Month::of(now) <= month {
         return Err(CloseError::NotOver(month));
     }
-    context.rollup.settle().await;
     let mut tx = context.store.begin().await?;
     if !billing::exists(&mut tx, organization).await? {
         return Err(CloseError::NoOrganization(organization));
@@ -149,7 +155,8 @@ pub(crate) async fn close(
         draft => draft.map(|draft| draft.id),
     };
     charges::hold(&mut tx).await?;
-    if rollup::is_due(&mut tx, Some(month.plus(1).start())).await? {
+    // Under the lock: what is read from here on is all that has come.
+    if rollup::is_due_before(&mut tx, month.plus(1).start()).await? {
         return Err(CloseError::Unsummed(month));
     }
     let id = draft.unwrap_or_else(Uuid::now_v7);

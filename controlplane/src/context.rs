@@ -4,6 +4,7 @@ use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::performance::Reported;
 use crate::rollup::Rollup;
 use crate::roster::{NodeLive, Roster};
 use crate::settings::Invoicing;
@@ -25,9 +26,11 @@ pub(crate) struct Context {
     /// Where usage is.
     pub(crate) ledger: Arc<Ledger>,
     /// What usage adds up to.
-    pub(crate) rollup: Rollup,
+    pub(crate) rollup: Arc<Rollup>,
     /// How far the usage of connected edges is stored.
     pub(crate) watermarks: Watermarks,
+    /// What nodes have reported and is not written yet.
+    pub(crate) reported: Arc<Reported>,
     /// Who spent something just now.
     pub(crate) spending: Arc<Spending>,
     /// Connected edges.

@@ -3,6 +3,7 @@
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{EventFate, Metrics};
 use crate::partitions::{self, MONTHS_AHEAD};
+use crate::rollup::Rollup;
 use crate::store::partitions::{Month, Partitioned};
 use crate::store::usage::{self, Known, Stretch, UsageRow};
 use crate::store::{self, Store, StoreError, rollup};
@@ -50,14 +51,21 @@ pub(crate) struct Retention {
 pub(crate) struct Ingest {
     store: Store,
     ledger: Arc<Ledger>,
+    rollup: Arc<Rollup>,
     metrics: Arc<Metrics>,
     retention: Retention,
     away: AtomicBool,
 }
 
 impl Ingest {
-    pub(crate) const fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>, retention: Retention) -> Self {
-        Self { store, ledger, metrics, retention, away: AtomicBool::new(false) }
+    pub(crate) const fn new(
+        store: Store,
+        ledger: Arc<Ledger>,
+        rollup: Arc<Rollup>,
+        metrics: Arc<Metrics>,
+        retention: Retention,
+    ) -> Self {
+        Self { store, ledger, rollup, metrics, retention, away: AtomicBool::new(false) }
     }
 
     /// Stores a batch from `edge`. Once this returns without an error, every event is durable or was counted as
@@ -187,6 +195,7 @@ impl Ingest {
         }
         let taken = usage::advance(&mut tx, stretch, rows.last().map(UsageRow::ended_at)).await?;
         tx.commit().await?;
+        self.rollup.nudge();
         let Stretch { edge, epoch, first, .. } = stretch;
         if taken.skipped > 0 {
             warn!(edge, epoch, first, skipped = taken.skipped, "an edge's journal has a gap: its usage is lost");

@@ -19,6 +19,7 @@ mod ledger;
 mod links;
 mod metrics;
 mod partitions;
+mod performance;
 mod posting;
 mod pricing;
 mod rollup;

@@ -112,10 +112,6 @@ pub(crate) struct Metrics {
     pub(crate) ingest_failures: Counter,
     /// From receiving a batch until it was durable.
     pub(crate) ingest_duration: Histogram,
-    /// Entries of nodes' ledgers that came, repeated ones too.
-    pub(crate) ledger_entries: Counter,
-    /// Those of them that no table can hold.
-    pub(crate) ledger_entries_dropped: Counter,
     /// Rows of one insert into ClickHouse.
     pub(crate) insert_rows: Histogram,
     /// From the end of a request until its event was acknowledged, and so is in every sum asked for from then on.
@@ -128,6 +124,10 @@ pub(crate) struct Metrics {
     pub(crate) rollup_failures: Counter,
     /// One run of the rollup.
     pub(crate) rollup_duration: Histogram,
+    /// Entries of nodes' ledgers that came, repeated ones too.
+    pub(crate) ledger_entries: Counter,
+    /// Those of them that no table can hold.
+    pub(crate) ledger_entries_dropped: Counter,
     /// Failed runs of the partition reconciler.
     pub(crate) partition_failures: Counter,
     /// Failed runs of the budget reconciler.
@@ -164,14 +164,14 @@ impl Metrics {
             nodes_connected: Gauge::default(),
             ingest_failures: Counter::default(),
             ingest_duration: Histogram::new(SECONDS),
-            ledger_entries: Counter::default(),
-            ledger_entries_dropped: Counter::default(),
             insert_rows: Histogram::new(ROWS),
             event_delay: Histogram::new(SECONDS),
             events_waiting: Gauge::default(),
             journal_gaps: Counter::default(),
             rollup_failures: Counter::default(),
             rollup_duration: Histogram::new(SECONDS),
+            ledger_entries: Counter::default(),
+            ledger_entries_dropped: Counter::default(),
             partition_failures: Counter::default(),
             budget_failures: Counter::default(),
             posting_failures: Counter::default(),
@@ -206,8 +206,6 @@ impl Metrics {
             Unit::Seconds,
             self.ingest_duration.clone(),
         );
-        r.register("node_ledger_entries", "Entries of nodes' ledgers that came", self.ledger_entries.clone());
-        r.register("node_ledger_dropped", "Entries without a likely time", self.ledger_entries_dropped.clone());
         r.register("clickhouse_insert_rows", "Rows of one insert into ClickHouse", self.insert_rows.clone());
         let delay = self.event_delay.clone();
         r.register_with_unit("usage_event_delay", "From a request's end until its event counts", Unit::Seconds, delay);
@@ -216,6 +214,8 @@ impl Metrics {
         r.register("rollup_failures", "Failed rollup runs", self.rollup_failures.clone());
         let rollup = self.rollup_duration.clone();
         r.register_with_unit("rollup_duration", "One run of the rollup", Unit::Seconds, rollup);
+        r.register("node_ledger_entries", "Entries of nodes' ledgers that came", self.ledger_entries.clone());
+        r.register("node_ledger_dropped", "Entries without a likely time", self.ledger_entries_dropped.clone());
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
         r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
         r.register("prepaid_posting_failures", "Failed posting runs", self.posting_failures.clone());

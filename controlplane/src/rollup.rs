@@ -7,22 +7,25 @@
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::spending::Spending;
-use crate::store::rollup::{self, Change, Changes, HourKey, HourSum};
+use crate::store::rollup::{self, Days, HourKey, HourSum};
 use crate::store::{PgConnection, Store, StoreError, Tx};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-/// Between two runs, at least.
+/// Between two runs without a nudge: another control plane may have marked hours.
 const EVERY: Duration = Duration::from_secs(1);
-/// Between two runs, at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A run may take one part of this many of the time.
+/// After a run, at least.
+const SHORTEST_REST: Duration = Duration::from_millis(200);
+/// After a run, at most.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// A run is followed by a rest of this many times its own length.
 const SHARE: u32 = 4;
 /// Hours summed in one transaction: two days' worth, so that one of a busy day is one, and memory is bounded.
 const HOURS_AT_ONCE: i64 = 48;
@@ -54,23 +57,36 @@ enum Patience {
 pub(crate) struct Rollup {
     store: Store,
     ledger: Arc<Ledger>,
-    spending: Arc<Spending>,
     metrics: Arc<Metrics>,
+    spending: Arc<Spending>,
+    /// Hours were marked in this process.
+    nudge: Notify,
+    /// One run at a time in this process, so that waiting for one takes no connection.
+    turn: Mutex<()>,
 }
 
 impl Rollup {
-    pub(crate) const fn new(store: Store, ledger: Arc<Ledger>, spending: Arc<Spending>, metrics: Arc<Metrics>) -> Self {
-        Self { store, ledger, spending, metrics }
+    pub(crate) fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>, spending: Arc<Spending>) -> Self {
+        Self { store, ledger, metrics, spending, nudge: Notify::new(), turn: Mutex::new(()) }
     }
 
-    /// Runs until stopped, about once a second, less often when a run takes long.
+    /// Says that hours are to be summed anew.
+    pub(crate) fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// Runs until stopped: soon after it was nudged, at least every second, less often when a run takes long.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut away = false;
-        let mut pause = EVERY;
+        let mut rest = SHORTEST_REST;
         loop {
+            let due = async {
+                sleep(rest).await;
+                let _ = timeout(EVERY, self.nudge.notified()).await;
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(pause) => {}
+                () = due => {}
             }
             let began = Instant::now();
             match self.catch_up(Patience::None).await {
@@ -89,21 +105,26 @@ impl Rollup {
                     away = true;
                 }
             }
-            pause = (began.elapsed() * SHARE).clamp(EVERY, LONGEST_PAUSE);
+            rest = (began.elapsed() * SHARE).clamp(SHORTEST_REST, LONGEST_REST);
         }
     }
 
     /// Brings the sums up to date for somebody who is about to read them: all that was acknowledged before is in them
-    /// afterwards. If that takes longer than a reader should wait, or fails, they are as they were a moment ago.
-    pub(crate) async fn settle(&self) {
-        if let Ok(Err(error)) = timeout(READER_PATIENCE, self.catch_up(Patience::Wait)).await {
-            self.metrics.rollup_failures.inc();
-            tracing::debug!(%error, "usage could not be added up for a reader");
-        }
+    /// afterwards. If that takes longer than a reader should wait, it goes on, and the reader is given what there is.
+    pub(crate) async fn settle(self: &Arc<Self>) {
+        let rollup = Arc::clone(self);
+        let settling = tokio::spawn(async move {
+            if let Err(error) = rollup.catch_up(Patience::Wait).await {
+                rollup.metrics.rollup_failures.inc();
+                debug!(%error, "usage could not be added up for a reader");
+            }
+        });
+        let _ = timeout(READER_PATIENCE, settling).await;
     }
 
     async fn catch_up(&self, patience: Patience) -> Result<(), RollupError> {
-        if !rollup::is_due(&mut *self.store.read().await?, None).await? {
+        let _turn = self.turn.lock().await;
+        if !rollup::is_due(&mut *self.store.read().await?).await? {
             return Ok(());
         }
         while self.sum_some(patience).await? {}
@@ -152,33 +173,20 @@ async fn billable(connection: &mut PgConnection, mut sums: Vec<HourSum>) -> Resu
     Ok(sums)
 }
 
-/// Sets the sums of these hours, and carries what changed over to the days. Returns whose sums changed.
+/// Sets the sums of these hours, and carries them over to the days. Gives the organizations for which something changed.
 async fn write(tx: &mut Tx, hours: &[DateTime<Utc>], sums: &[HourSum]) -> Result<BTreeSet<Uuid>, StoreError> {
     let before = rollup::hours(tx, hours).await?;
     let old: BTreeMap<HourKey, &HourSum> = before.iter().map(|sum| (sum.key(), sum)).collect();
     let new: BTreeMap<HourKey, &HourSum> = sums.iter().map(|sum| (sum.key(), sum)).collect();
     let put: Vec<&HourSum> = new.iter().filter(|(key, sum)| old.get(*key) != Some(*sum)).map(|(_, sum)| *sum).collect();
     let gone: Vec<&HourSum> = old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, sum)| *sum).collect();
-    let mut changes = Changes::new();
-    // Hours that stay as they are count too: their days are set to what they add up to, whatever is written there.
-    for sum in new.values() {
-        add(&mut changes, sum, 1);
-    }
-    for sum in old.values() {
-        add(&mut changes, sum, -1);
-    }
     rollup::drop_hours(tx, &gone).await?;
     rollup::put_hours(tx, &put).await?;
-    rollup::carry_over(tx, &changes).await?;
-    let changed = changes.iter().filter(|(_, change)| **change != Change::default());
-    Ok(changed.map(|((organization, _, _), _)| *organization).collect())
+    // Also of hours that stay as they are: their days are set to what they add up to, whatever is written there.
+    let days: Days = old.keys().chain(new.keys()).map(day_of).collect();
+    rollup::carry_over(tx, &days).await
 }
 
-fn add(changes: &mut Changes, sum: &HourSum, sign: i64) {
-    let day = (sum.organization_id, sum.model_id.clone(), sum.hour.date_naive());
-    let change: &mut Change = changes.entry(day).or_default();
-    change.requests += sign * sum.requests;
-    change.prompt_tokens += sign * sum.prompt_tokens;
-    change.completion_tokens += sign * sum.completion_tokens;
-    change.cost_usd += rust_decimal::Decimal::from(sign) * sum.cost_usd;
+fn day_of((organization, model, _, hour): &HourKey) -> (Uuid, String, NaiveDate) {
+    (*organization, model.clone(), hour.date_naive())
 }

@@ -12,6 +12,7 @@ use crate::ledger::{ClickHouse, Ledger};
 use crate::links;
 use crate::metrics::Metrics;
 use crate::partitions;
+use crate::performance::{self, Recorder, Reported};
 use crate::posting;
 use crate::pricing;
 use crate::rollup::Rollup;
@@ -118,16 +119,19 @@ impl ControlPlane {
         let metrics = Arc::new(Metrics::new());
         let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
         let stripe = settings.stripe.as_ref().map(load_stripe).transpose()?.map(Arc::new);
+        let spending = Arc::new(Spending::default());
         let ledger = Arc::new(open_ledger(settings, &store, &metrics).await?);
         let retention = Retention {
             log_months: settings.keep_months,
             log_sample: settings.log_sample,
             ledger_days: settings.clickhouse.as_ref().map(|options| options.keep_days),
         };
-        let ingest = Ingest::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics), retention);
-        let spending = Arc::new(Spending::default());
-        let rollup = Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&spending), Arc::clone(&metrics));
-        let (watermarks, edges, nodes) = (Watermarks::default(), Roster::default(), Roster::default());
+        let rollup = Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics), Arc::clone(&spending));
+        let rollup = Arc::new(rollup);
+        let ingest =
+            Ingest::new(store.clone(), Arc::clone(&ledger), Arc::clone(&rollup), Arc::clone(&metrics), retention);
+        let (watermarks, reported) = (Watermarks::default(), Arc::<Reported>::default());
+        let (edges, nodes) = (Roster::default(), Roster::default());
         let context = Arc::new(Context {
             store,
             feed,
@@ -135,6 +139,7 @@ impl ControlPlane {
             ledger,
             rollup,
             watermarks,
+            reported,
             spending,
             edges,
             nodes,
@@ -171,8 +176,15 @@ impl ControlPlane {
         tasks.spawn(async move { feed.listen(stop).await });
         let metrics = Arc::clone(&context.metrics);
         tasks.spawn(partitions::run(context.store.clone(), metrics, keep_months, shutdown.clone()));
-        let (rolling, stop) = (Arc::clone(&context), shutdown.clone());
-        tasks.spawn(async move { rolling.rollup.run(stop).await });
+        let (rollup, stop) = (Arc::clone(&context.rollup), shutdown.clone());
+        tasks.spawn(async move { rollup.run(stop).await });
+        let recorder = Recorder {
+            reported: Arc::clone(&context.reported),
+            store: context.store.clone(),
+            ledger: Arc::clone(&context.ledger),
+            keep_months,
+        };
+        tasks.spawn(performance::run(recorder, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
         if let Some(every) = collect_every {
             tasks.spawn(collecting::run(Arc::clone(&context), every, shutdown.clone()));

@@ -221,6 +221,7 @@ pub(crate) async fn open(
     id: Uuid,
     now: DateTime<Utc>,
 ) -> Result<InvoiceView, ActionError> {
+    context.rollup.settle().await;
     let draft = invoices::get(&mut *context.store.read().await?, id).await?;
     let draft = draft.ok_or_else(|| ActionError::not_found("invoice", id))?;
     if draft.status != DRAFT {

@@ -115,10 +115,9 @@ pub(crate) async fn create(
     now: DateTime<Utc>,
 ) -> Result<(PrepaidEntry, bool), ActionError> {
     let (kind, amount) = check(&input)?;
+    context.rollup.settle().await;
     let key = format!("{OPERATOR}{}", input.idempotency_key);
     let actor = operator.name();
-    // What was used until now is not paid from what comes now.
-    context.rollup.settle().await;
     let mut edit = context.feed.edit(actor.clone()).await?;
     standing(edit.connection(), id, Month::of(now)).await?;
     billing::lock(edit.connection(), id).await?;

@@ -2,10 +2,11 @@
 
 use super::{ActionError, Checks};
 use crate::context::Context;
+use crate::store::performance::Minute;
 use crate::store::requests::{self, Filter, LoggedRequest};
 use crate::store::usage::{self, Grouping, Span, UsageSum};
-use chrono::{DateTime, Days, NaiveDate, Utc};
-use turnpike_config::RequestStatus;
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
+use turnpike_config::{CacheStatus, RequestStatus};
 use uuid::Uuid;
 
 /// Most groups of one answer.
@@ -76,15 +77,30 @@ pub(crate) async fn requests(
     before: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<LoggedRequest>, ActionError> {
+    let mut checks = Checks::default();
     if let Some(status) = &filter.status {
-        let mut checks = Checks::default();
         checks.one_of("status", status, &RequestStatus::ALL.map(RequestStatus::name));
-        checks.finish()?;
     }
+    if let Some(status) = &filter.cache_status {
+        checks.one_of("cache_status", status, &CacheStatus::ALL.map(CacheStatus::name));
+    }
+    checks.finish()?;
     // A request's time is the one inside its id.
     let before = before.map(|id| {
         let ms = turnpike_config::EventId(id).unix_ms();
         (i64::try_from(ms).ok().and_then(DateTime::from_timestamp_millis).unwrap_or_default(), id)
     });
     Ok(requests::list(&mut *context.store.read().await?, &filter, before, limit).await?)
+}
+
+/// How a model did since `from`, or in the last hour; the newest first.
+pub(crate) async fn performance(
+    context: &Context,
+    model: &str,
+    from: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<Vec<Minute>, ActionError> {
+    let from = from.unwrap_or(now - TimeDelta::hours(1));
+    let mut connection = context.store.read().await?;
+    Ok(context.ledger.performance(&mut connection, model, from, MAX_GROUPS).await?)
 }

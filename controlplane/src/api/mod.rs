@@ -2,6 +2,7 @@
 
 mod billing;
 mod cache;
+mod csv;
 mod extract;
 mod fleet;
 mod health;
@@ -9,6 +10,7 @@ mod invoices;
 mod keys;
 mod models;
 mod organizations;
+mod performance;
 mod prepaid;
 mod prices;
 mod problem;
@@ -77,6 +79,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(prices::routes())
         .merge(fleet::routes())
         .merge(usage::routes())
+        .merge(performance::routes())
         .merge(cache::routes())
         .split_for_parts();
     let document = Arc::new(document);

@@ -1,14 +1,16 @@
 //! `/admin/v1/usage` and `/admin/v1/requests`.
 
-use super::ApiState;
 use super::extract::{Page, Query, Window};
 use super::problem::Problem;
+use super::{ApiState, csv};
 use crate::action::usage::{self as action, UsageQuery};
 use crate::store::requests::{Filter, LoggedRequest};
 use crate::store::usage::UsageSum;
 use axum::Json;
 use axum::extract::State;
-use chrono::{NaiveDate, Utc};
+use axum::response::{IntoResponse as _, Response};
+use chrono::{DateTime, NaiveDate, Utc};
+use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -30,9 +32,29 @@ struct UsageParams {
     from: Option<NaiveDate>,
     /// Day after the last; tomorrow if absent.
     to: Option<NaiveDate>,
-    /// Some of `organization`, `model`, `day`, `key`, separated by commas; one sum if absent.
+    /// Some of `organization`, `model`, `day`, `hour`, `price_version`, `key`, separated by commas; one sum if absent.
+    /// `key` does not go with `hour` or `price_version`.
     #[serde(default)]
     group_by: String,
+    /// `json` or `csv`; as the header `Accept` has it if absent.
+    format: Option<Format>,
+}
+
+/// How sums are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Format {
+    Json,
+    Csv,
+}
+
+impl Format {
+    /// CSV only where it is asked for by name.
+    fn accepted(headers: &HeaderMap) -> Self {
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let types = accept.split(',').map(|part| part.split(';').next().unwrap_or_default().trim());
+        if types.into_iter().any(|name| name.eq_ignore_ascii_case("text/csv")) { Self::Csv } else { Self::Json }
+    }
 }
 
 /// Summed usage.
@@ -44,11 +66,20 @@ struct Usage {
 
 /// Sum usage.
 #[utoipa::path(get, path = "/admin/v1/usage", tag = "usage", params(UsageParams),
-    responses((status = 200, body = Usage), (status = "4XX", body = Problem)))]
-async fn usage(State(state): State<ApiState>, Query(params): Query<UsageParams>) -> Result<Json<Usage>, Problem> {
-    let UsageParams { organization, from, to, group_by } = params;
+    responses((status = 200, content((Usage = "application/json"), (String = "text/csv"))),
+        (status = "4XX", body = Problem)))]
+async fn usage(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    Query(params): Query<UsageParams>,
+) -> Result<Response, Problem> {
+    let UsageParams { organization, from, to, group_by, format } = params;
     let query = UsageQuery { organization, from, to, group_by };
-    Ok(Json(Usage { data: action::sums(&state.context, query, Utc::now()).await? }))
+    let data = action::sums(&state.context, query, Utc::now()).await?;
+    Ok(match format.unwrap_or_else(|| Format::accepted(&headers)) {
+        Format::Json => Json(Usage { data }).into_response(),
+        Format::Csv => csv::answer(&data),
+    })
 }
 
 /// Which requests.
@@ -64,6 +95,20 @@ struct RequestParams {
     model: Option<String>,
     /// Only with this end: `success`, `error`, `timeout`, `rate_limited`, `client_gone`.
     status: Option<String>,
+    /// Only those that arrived then or later, such as 2026-01-31T12:00:00Z.
+    from: Option<DateTime<Utc>>,
+    /// Only those that arrived before then.
+    to: Option<DateTime<Utc>>,
+    /// Only through this edge.
+    edge: Option<String>,
+    /// Only by this node.
+    node: Option<String>,
+    /// Only of this region.
+    region: Option<String>,
+    /// Only of this cache status: `hit`, `miss`, `coalesced`, `bypass`.
+    cache_status: Option<String>,
+    /// Only with this OpenAI error code.
+    error_code: Option<String>,
     /// Most entries, 1 to 500; 50 if absent.
     limit: Option<u16>,
     /// `next_cursor` of the page before.
@@ -78,8 +123,37 @@ async fn requests(
     Query(params): Query<RequestParams>,
 ) -> Result<Json<Page<LoggedRequest>>, Problem> {
     let window = Window::new(params.limit, params.cursor.as_deref())?;
-    let filter =
-        Filter { organization: params.organization, key: params.key, model: params.model, status: params.status };
+    let filter = Filter {
+        organization: params.organization,
+        key: params.key,
+        model: params.model,
+        status: params.status,
+        from: params.from,
+        to: params.to,
+        edge: params.edge,
+        node: params.node,
+        region: params.region,
+        cache_status: params.cache_status,
+        error_code: params.error_code,
+    };
     let found = action::requests(&state.context, filter, window.after, window.fetch()).await?;
     Ok(Json(window.page(found, |request| request.id.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn csv_is_for_who_asks_for_it_by_name() {
+        let format = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, accept.parse().expect("a header"));
+            Format::accepted(&headers)
+        };
+        assert_eq!(format("text/csv"), Format::Csv);
+        assert_eq!(format("text/html, TEXT/CSV;q=0.9"), Format::Csv);
+        assert_eq!(format("*/*"), Format::Json);
+        assert_eq!(Format::accepted(&HeaderMap::new()), Format::Json);
+    }
 }

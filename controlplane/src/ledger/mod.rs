@@ -4,9 +4,12 @@
 //! and what is billed is summed from it.
 
 mod clickhouse;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use clickhouse::{ClickHouse, ConnectError, Options};
 
+use crate::store::performance::{self, Latencies, Minute};
 use crate::store::rollup::{self, HourSum};
 use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
 use crate::store::{PgConnection, StoreError, usage};
@@ -71,6 +74,45 @@ impl Ledger {
         match self {
             Self::Postgres => Ok(usage::sums_by_key(connection, grouping, span, limit).await?),
             Self::ClickHouse(clickhouse) => clickhouse.key_sums(grouping, span, limit).await,
+        }
+    }
+
+    /// What the events of the minute that begins at `minute` say of models on nodes.
+    pub(crate) async fn latencies(
+        &self,
+        connection: &mut PgConnection,
+        minute: DateTime<Utc>,
+    ) -> Result<Vec<Latencies>, LedgerError> {
+        match self {
+            Self::Postgres => Ok(performance::latencies(connection, minute).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.latencies(minute).await,
+        }
+    }
+
+    /// Writes how nodes did; what is there is replaced. What is older than `oldest` may be removed.
+    pub(crate) async fn put_performance(
+        &self,
+        connection: &mut PgConnection,
+        minutes: &[Minute],
+        oldest: DateTime<Utc>,
+    ) -> Result<(), LedgerError> {
+        match self {
+            Self::Postgres => Ok(performance::put(connection, minutes, oldest).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.put_performance(minutes).await,
+        }
+    }
+
+    /// How a model did since `from`, at most `limit` minutes of nodes, the newest first.
+    pub(crate) async fn performance(
+        &self,
+        connection: &mut PgConnection,
+        model: &str,
+        from: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<Minute>, LedgerError> {
+        match self {
+            Self::Postgres => Ok(performance::list(connection, model, from, limit).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.performance(model, from, limit).await,
         }
     }
 }

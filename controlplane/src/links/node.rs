@@ -110,6 +110,7 @@ async fn registered(
             .map_err(|_| LinkError::Lost("the node does not report".to_owned()))??;
         let Some(report) = report else { return Ok(()) };
         context.metrics.observe_node(name, &report);
+        context.reported.add(name, &hello, &report, Utc::now());
         let live = NodeLive { report: Some(LiveReport::new(Utc::now(), &report)) };
         context.nodes.set(name, session, live);
         let state = match report.state {

@@ -16,6 +16,7 @@ pub(crate) mod node_ledger;
 pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod partitions;
+pub(crate) mod performance;
 pub(crate) mod prepaid;
 pub(crate) mod prices;
 pub(crate) mod purges;

@@ -24,12 +24,16 @@ pub(crate) struct LoggedRequest {
     pub(crate) request_type: String,
     /// Prompt tokens.
     pub(crate) prompt_tokens: i64,
+    /// Of those, the engine had these from an earlier prompt.
+    pub(crate) cached_tokens: i64,
     /// Generated tokens.
     pub(crate) completion_tokens: i64,
     /// Both.
     pub(crate) total_tokens: i64,
     /// The tokens are the edge's estimate.
     pub(crate) estimated: bool,
+    /// Which of the model's prices the cost was reckoned by; 0 if the model had no numbered prices.
+    pub(crate) price_version: i64,
     /// Exact decimal dollars.
     #[schema(value_type = String)]
     pub(crate) cost_usd: Decimal,
@@ -86,6 +90,20 @@ pub(crate) struct Filter {
     pub(crate) model: Option<String>,
     /// With this end.
     pub(crate) status: Option<String>,
+    /// That arrived then or later.
+    pub(crate) from: Option<DateTime<Utc>>,
+    /// That arrived before then.
+    pub(crate) to: Option<DateTime<Utc>>,
+    /// Through this edge.
+    pub(crate) edge: Option<String>,
+    /// By this node.
+    pub(crate) node: Option<String>,
+    /// Of this region.
+    pub(crate) region: Option<String>,
+    /// Of this cache status.
+    pub(crate) cache_status: Option<String>,
+    /// With this OpenAI error code.
+    pub(crate) error_code: Option<String>,
 }
 
 /// Requests before `before` (time and id), the newest first, at most `limit`.
@@ -97,7 +115,7 @@ pub(crate) async fn list(
 ) -> Result<Vec<LoggedRequest>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens,
-             completion_tokens, total_tokens, estimated, cost_usd, request_size_bytes, response_size_bytes,
+             cached_tokens, completion_tokens, total_tokens, estimated, price_version, cost_usd, request_size_bytes, response_size_bytes,
              processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
              error_message, cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge,
              node, created_at, completed_at
@@ -105,6 +123,10 @@ pub(crate) async fn list(
          WHERE ($1::uuid IS NULL OR organization_id = $1) AND ($2::uuid IS NULL OR api_key_id = $2)
              AND ($3::text IS NULL OR model_id = $3) AND ($4::text IS NULL OR status = $4)
              AND ($5::timestamptz IS NULL OR (created_at, id) < ($5, $6))
+             AND ($8::timestamptz IS NULL OR created_at >= $8) AND ($9::timestamptz IS NULL OR created_at < $9)
+             AND ($10::text IS NULL OR edge = $10) AND ($11::text IS NULL OR node = $11)
+             AND ($12::text IS NULL OR region = $12) AND ($13::text IS NULL OR cache_status = $13)
+             AND ($14::text IS NULL OR error_code = $14)
          ORDER BY created_at DESC, id DESC LIMIT $7",
     )
     .bind(filter.organization)
@@ -114,6 +136,13 @@ pub(crate) async fn list(
     .bind(before.map(|(at, _)| at))
     .bind(before.map(|(_, id)| id))
     .bind(limit)
+    .bind(filter.from)
+    .bind(filter.to)
+    .bind(&filter.edge)
+    .bind(&filter.node)
+    .bind(&filter.region)
+    .bind(&filter.cache_status)
+    .bind(&filter.error_code)
     .fetch_all(connection)
     .await?)
 }

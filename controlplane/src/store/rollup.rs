@@ -4,6 +4,7 @@
 use super::{PgConnection, StoreError};
 use chrono::{DateTime, DurationRound as _, NaiveDate, TimeDelta, Utc};
 use rust_decimal::Decimal;
+use sqlx::AssertSqlSafe;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -43,21 +44,8 @@ impl HourSum {
     }
 }
 
-/// By how much, if at all, a day's sums of an organization and model have changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Change {
-    /// Requests.
-    pub(crate) requests: i64,
-    /// Prompt tokens.
-    pub(crate) prompt_tokens: i64,
-    /// Generated tokens.
-    pub(crate) completion_tokens: i64,
-    /// Exact dollars.
-    pub(crate) cost_usd: Decimal,
-}
-
-/// The days that hours were summed of, by organization, model and UTC day.
-pub(crate) type Changes = BTreeMap<(Uuid, String, NaiveDate), Change>;
+/// Days of an organization and model: organization, model, UTC day.
+pub(crate) type Days = BTreeSet<(Uuid, String, NaiveDate)>;
 
 /// The hour that a moment falls in.
 pub(crate) fn hour_of(moment: DateTime<Utc>) -> DateTime<Utc> {
@@ -90,10 +78,15 @@ pub(crate) async fn try_lock(connection: &mut PgConnection) -> Result<bool, Stor
     Ok(sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(ROLLUP_LOCK).fetch_one(connection).await?)
 }
 
-/// Whether any hour, or any before a moment, is to be summed anew.
-pub(crate) async fn is_due(connection: &mut PgConnection, before: Option<DateTime<Utc>>) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM usage_dirty_hours WHERE $1::timestamptz IS NULL OR hour < $1)")
-        .bind(before)
+/// Whether any hour is to be summed anew.
+pub(crate) async fn is_due(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM usage_dirty_hours)").fetch_one(connection).await?)
+}
+
+/// Whether any hour before `end` is to be summed anew.
+pub(crate) async fn is_due_before(connection: &mut PgConnection, end: DateTime<Utc>) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM usage_dirty_hours WHERE hour < $1)")
+        .bind(end)
         .fetch_one(connection)
         .await?)
 }
@@ -217,63 +210,73 @@ pub(crate) async fn drop_hours(connection: &mut PgConnection, sums: &[&HourSum])
     Ok(())
 }
 
-/// Brings the daily sums in line with hours that were summed: a day that is not invoiced is set to what its hours add up
-/// to, of an invoiced one the change becomes an adjustment.
-pub(crate) async fn carry_over(connection: &mut PgConnection, changes: &Changes) -> Result<(), StoreError> {
-    let organizations: Vec<Uuid> = changes.keys().map(|(organization, _, _)| *organization).collect();
-    let models: Vec<&str> = changes.keys().map(|(_, model, _)| model.as_str()).collect();
-    let days: Vec<NaiveDate> = changes.keys().map(|(_, _, day)| *day).collect();
-    macro_rules! column {
-        ($field:ident) => {
-            changes.values().map(|change| change.$field).collect::<Vec<_>>()
-        };
+/// Brings the daily books in line with the hours of these days. What `usage_records` and `usage_adjustments` say of a day
+/// is together what its hours add up to: of a day that an invoice holds, the difference becomes an adjustment; any other
+/// is set, and takes back what was set aside for no invoice yet. Gives the organizations for which something changed.
+pub(crate) async fn carry_over(connection: &mut PgConnection, days: &Days) -> Result<BTreeSet<Uuid>, StoreError> {
+    let organizations: Vec<Uuid> = days.iter().map(|(organization, _, _)| *organization).collect();
+    let models: Vec<&str> = days.iter().map(|(_, model, _)| model.as_str()).collect();
+    let dates: Vec<NaiveDate> = days.iter().map(|(_, _, date)| *date).collect();
+    let mut changed = BTreeSet::new();
+    for statement in [TAKE_BACK, ADJUST, SET_DAYS] {
+        // Safe: three constants of this file.
+        let sql = AssertSqlSafe(format!("{DAYS}{statement}"));
+        let touched: Vec<Uuid> =
+            sqlx::query_scalar(sql).bind(&organizations).bind(&models).bind(&dates).fetch_all(&mut *connection).await?;
+        changed.extend(touched);
     }
-    for statement in [ADJUST, SET_DAYS] {
-        sqlx::query(statement)
-            .bind(&organizations)
-            .bind(&models)
-            .bind(&days)
-            .bind(column!(requests))
-            .bind(column!(prompt_tokens))
-            .bind(column!(completion_tokens))
-            .bind(column!(cost_usd))
-            .execute(&mut *connection)
-            .await?;
-    }
-    Ok(())
+    Ok(changed)
 }
+
+/// Each day, whether an invoice holds it, and what its hours add up to beyond all adjustments.
+const DAYS: &str = "
+WITH days AS (
+    SELECT d.*, usage_is_invoiced(d.organization_id, d.date) AS is_invoiced,
+        coalesce(h.requests, 0) - coalesce(a.requests, 0) AS requests,
+        coalesce(h.prompt_tokens, 0) - coalesce(a.prompt_tokens, 0) AS prompt_tokens,
+        coalesce(h.completion_tokens, 0) - coalesce(a.completion_tokens, 0) AS completion_tokens,
+        coalesce(h.cost_usd, 0) - coalesce(a.cost_usd, 0) AS cost_usd
+    FROM unnest($1::uuid[], $2::text[], $3::date[]) AS d (organization_id, model_id, date)
+    LEFT JOIN LATERAL (
+        SELECT sum(requests) AS requests, sum(prompt_tokens) AS prompt_tokens,
+            sum(completion_tokens) AS completion_tokens, sum(cost_usd) AS cost_usd
+        FROM usage_hours WHERE organization_id = d.organization_id AND model_id = d.model_id
+            AND hour >= d.date::timestamp AT TIME ZONE 'UTC' AND hour < (d.date + 1)::timestamp AT TIME ZONE 'UTC'
+    ) AS h ON true
+    LEFT JOIN LATERAL (
+        SELECT sum(requests) AS requests, sum(prompt_tokens) AS prompt_tokens,
+            sum(completion_tokens) AS completion_tokens, sum(cost_usd) AS cost_usd
+        FROM usage_adjustments
+        WHERE organization_id = d.organization_id AND model_id = d.model_id AND date = d.date
+    ) AS a ON true
+)";
+
+const TAKE_BACK: &str = "
+DELETE FROM usage_adjustments a USING days d
+WHERE a.organization_id = d.organization_id AND a.model_id = d.model_id AND a.date = d.date
+    AND a.invoice_id IS NULL AND NOT d.is_invoiced
+RETURNING a.organization_id";
 
 const ADJUST: &str = "
 INSERT INTO usage_adjustments (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, cost_usd)
-SELECT c.* FROM unnest($1::uuid[], $2::text[], $3::date[], $4::bigint[], $5::bigint[], $6::bigint[], $7::numeric[])
-    AS c (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, cost_usd)
-WHERE (c.requests, c.prompt_tokens, c.completion_tokens, c.cost_usd) <> (0, 0, 0, 0)
-    AND usage_is_invoiced(c.organization_id, c.date)";
+SELECT d.organization_id, d.model_id, d.date, d.requests - coalesce(r.requests, 0),
+    d.prompt_tokens - coalesce(r.prompt_tokens, 0), d.completion_tokens - coalesce(r.completion_tokens, 0),
+    d.cost_usd - coalesce(r.cost_usd, 0)
+FROM days d
+LEFT JOIN usage_records r ON r.organization_id = d.organization_id AND r.model_id = d.model_id AND r.date = d.date
+WHERE d.is_invoiced AND (d.requests, d.prompt_tokens, d.completion_tokens, d.cost_usd)
+    <> (coalesce(r.requests, 0), coalesce(r.prompt_tokens, 0), coalesce(r.completion_tokens, 0), coalesce(r.cost_usd, 0))
+RETURNING organization_id";
 
-// A day whose invoice was voided takes back what had become adjustments meanwhile: its hours contain them. The figures of
-// the change are not needed, only where it is; naming them keeps one way to bind.
 const SET_DAYS: &str = "
-WITH touched AS (
-    SELECT c.organization_id, c.model_id, c.date
-    FROM unnest($1::uuid[], $2::text[], $3::date[], $4::bigint[], $5::bigint[], $6::bigint[], $7::numeric[])
-        AS c (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, cost_usd)
-    WHERE NOT usage_is_invoiced(c.organization_id, c.date)
-), taken_back AS (
-    DELETE FROM usage_adjustments a USING touched t
-    WHERE a.organization_id = t.organization_id AND a.model_id = t.model_id AND a.date = t.date
-        AND a.invoice_id IS NULL
-)
 INSERT INTO usage_records (organization_id, model_id, date, requests, prompt_tokens, completion_tokens, total_tokens,
     cost_usd)
-SELECT t.organization_id, t.model_id, t.date, coalesce(sum(h.requests), 0), coalesce(sum(h.prompt_tokens), 0),
-    coalesce(sum(h.completion_tokens), 0), coalesce(sum(h.prompt_tokens + h.completion_tokens), 0),
-    coalesce(sum(h.cost_usd), 0)
-FROM touched t
-LEFT JOIN usage_hours h ON h.organization_id = t.organization_id AND h.model_id = t.model_id
-    AND h.hour >= t.date::timestamp AT TIME ZONE 'UTC' AND h.hour < (t.date + 1)::timestamp AT TIME ZONE 'UTC'
-GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+SELECT organization_id, model_id, date, requests, prompt_tokens, completion_tokens, prompt_tokens + completion_tokens,
+    cost_usd
+FROM days WHERE NOT is_invoiced ORDER BY 1, 2, 3
 ON CONFLICT (organization_id, model_id, date) DO UPDATE SET requests = excluded.requests,
     prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens,
     total_tokens = excluded.total_tokens, cost_usd = excluded.cost_usd, updated_at = now()
 WHERE (usage_records.requests, usage_records.prompt_tokens, usage_records.completion_tokens, usage_records.cost_usd)
-    <> (excluded.requests, excluded.prompt_tokens, excluded.completion_tokens, excluded.cost_usd)";
+    <> (excluded.requests, excluded.prompt_tokens, excluded.completion_tokens, excluded.cost_usd)
+RETURNING organization_id";

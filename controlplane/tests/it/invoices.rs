@@ -24,7 +24,7 @@ fn within(back: u32) -> DateTime<Utc> {
 }
 
 pub(crate) fn spending(tenant: &Tenant, model: &str, at: DateTime<Utc>, cost: &str) -> UsageEvent {
-    UsageEvent { cost: cost.parse().unwrap(), price_version: 1, ..event(tenant, Some(model), at, 100, 10) }
+    UsageEvent { cost: cost.parse().unwrap(), ..event(tenant, Some(model), at, 100, 10) }
 }
 
 /// An organization that used something last month.
@@ -32,6 +32,8 @@ async fn with_usage(plane: &Plane, slug: &str, costs: &[&str]) -> Tenant {
     let tenant = plane.tenant(slug).await;
     let events: Vec<_> = costs.iter().map(|cost| spending(&tenant, "m", within(1), cost)).collect();
     Meter::connect(plane, slug).await.ship(1, 0, &events).await;
+    // Added up, so that a test may meddle with the sums.
+    plane.get("/usage").await;
     tenant
 }
 
@@ -184,8 +186,7 @@ async fn racing_closers_make_one_invoice_each_and_numbers_without_a_gap() {
         tenants.push(with_usage(&plane, &format!("org-{n}"), &["1.5", "0.000000000001"]).await);
     }
     // One whose hours and days do not agree: it takes no number, and does not keep the others from theirs.
-    plane.get("/usage").await;
-    sqlx::query("UPDATE usage_hours SET cost_usd = 1.500000000002 WHERE organization_id = $1")
+    sqlx::query("UPDATE usage_hours SET price_version = 1, cost_usd = 1.500000000002 WHERE organization_id = $1")
         .bind(tenants[3].organization.parse::<uuid::Uuid>().unwrap())
         .execute(&plane.pool)
         .await
@@ -345,10 +346,10 @@ async fn late_usage_goes_on_the_next_invoice_and_comes_back_from_a_void_one() {
     plane.model("m").await;
     let tenant = plane.tenant("acme").await;
     let events = [spending(&tenant, "m", within(2), "4"), spending(&tenant, "m", within(1), "5")];
-    let mut meter = Meter::connect(&plane, "e1").await;
-    meter.ship(1, 0, &events).await;
+    Meter::connect(&plane, "e1").await.ship(1, 0, &events).await;
     assert_eq!(figures(&close(&plane, &tenant, 2).await["invoice"])[0], "4");
-    meter.ship(1, 2, &[spending(&tenant, "m", within(2), "0.250000000001")]).await;
+    let late = [spending(&tenant, "m", within(2), "0.250000000001")];
+    Meter::connect(&plane, "e1").await.ship(1, 2, &late).await;
     let next = close(&plane, &tenant, 1).await["invoice"].clone();
     assert_eq!(figures(&next)[0], "5.250000000001");
     let line = &next["line_items"][1];

@@ -1,5 +1,11 @@
 //! The control plane against a real PostgreSQL and real QUIC links with mutual TLS.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail loudly")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail loudly, and show figures"
+)]
 
 mod admin;
 mod billing;

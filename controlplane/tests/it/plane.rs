@@ -36,13 +36,6 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
     }
 }
 
-/// What a control plane is started with besides what every one needs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Extras {
-    /// Further lines of its settings.
-    pub(crate) settings: String,
-}
-
 /// Where usage is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
@@ -52,40 +45,21 @@ pub(crate) enum Kept {
 
 impl Kept {
     /// Settings for a database of its own on the server that all tests share.
-    pub(crate) async fn extras(self) -> Extras {
+    pub(crate) async fn settings(self) -> String {
         match self {
-            Self::Postgres => Extras::default(),
+            Self::Postgres => String::new(),
             Self::ClickHouse => {
                 let server = tokio::task::spawn_blocking(|| ClickHouse::shared_temporary().unwrap()).await.unwrap();
-                Extras::clickhouse(&server.url())
+                clickhouse_settings(&server.url())
             }
         }
     }
 }
 
-impl From<&str> for Extras {
-    fn from(settings: &str) -> Self {
-        Self { settings: settings.to_owned() }
-    }
-}
-
-impl From<&String> for Extras {
-    fn from(settings: &String) -> Self {
-        Self::from(settings.as_str())
-    }
-}
-
-impl Extras {
-    pub(crate) fn clickhouse(url: &str) -> Self {
-        let database = format!("t_{}", uuid::Uuid::new_v4().simple());
-        Self { settings: format!("clickhouse = {{ url = \"{url}\", database = \"{database}\", timeout = \"2s\" }}\n") }
-    }
-
-    pub(crate) fn and(mut self, line: &str) -> Self {
-        self.settings.push_str(line);
-        self.settings.push('\n');
-        self
-    }
+/// Settings for a new database of this ClickHouse.
+pub(crate) fn clickhouse_settings(url: &str) -> String {
+    let database = format!("t_{}", uuid::Uuid::new_v4().simple());
+    format!("clickhouse = {{ url = \"{url}\", database = \"{database}\", timeout = \"2s\" }}\n")
 }
 
 /// Of the server that all tests share.
@@ -96,9 +70,10 @@ pub(crate) async fn fresh_database() -> String {
 
 pub(crate) struct Plane {
     pub(crate) database: String,
-    pub(crate) extras: Extras,
     pub(crate) pool: PgPool,
     pub(crate) link: SocketAddr,
+    /// Further lines of its settings.
+    pub(crate) more: String,
     base: String,
     http: Client,
     directory: TempDir,
@@ -113,12 +88,12 @@ impl Plane {
         Self::start_with("").await
     }
 
-    /// On a fresh database, with more settings.
-    pub(crate) async fn start_with(extras: impl Into<Extras>) -> Self {
-        Self::start_on(fresh_database().await, extras).await
+    /// The same with further lines of settings.
+    pub(crate) async fn start_with(settings: &str) -> Self {
+        Self::start_on(fresh_database().await, settings).await
     }
 
-    pub(crate) async fn start_on(database: String, extras: impl Into<Extras>) -> Self {
+    pub(crate) async fn start_on(database: String, settings: &str) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| rustls::crypto::ring::default_provider().install_default().unwrap());
         let directory = TempDir::new().unwrap();
@@ -131,7 +106,7 @@ impl Plane {
         let mut plane = Self {
             pool: sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_lazy(&database).unwrap(),
             database,
-            extras: extras.into(),
+            more: settings.to_owned(),
             link: ([127, 0, 0, 1], 0).into(),
             base: String::new(),
             http: Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
@@ -163,14 +138,14 @@ impl Plane {
         let text = format!(
             "region = \"test\"\nhttp.listen = \"127.0.0.1:0\"\nlink.listen = \"{}\"\nadmin.token_file = {:?}\n\
              tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n\
-             billing.reconcile_every = \"200ms\"\n{}",
+             billing.reconcile_every = \"200ms\"\n{}\n",
             self.link,
             self.directory.path().join("tokens"),
             files.ca,
             files.cert,
             files.key,
             self.database,
-            self.extras.settings,
+            self.more,
         );
         Settings::load("test", &text, &|_| None).unwrap()
     }

@@ -116,6 +116,9 @@ async fn the_request_log_is_filtered_and_paged_from_the_newest_on() {
         ages.iter().map(|age| event(&tenant, Some("m"), now - chrono::Duration::seconds(*age), 1, 1)).collect();
     events[1].status = RequestStatus::Error;
     events[1].error_code = Some("server_error".to_owned());
+    events[2].cache = Some(turnpike_config::CacheStatus::Hit);
+    events[3].node = Some("n2".to_owned());
+    events[4].region = "us".to_owned();
     events.push(event(&other, Some("m"), now, 1, 1));
     Meter::connect(&plane, "e1").await.ship(1, 0, &events).await;
 
@@ -135,7 +138,26 @@ async fn the_request_log_is_filtered_and_paged_from_the_newest_on() {
     assert_eq!(failed["data"].as_array().unwrap().len(), 1);
     assert_eq!(failed["data"][0]["error_code"], "server_error");
     assert_eq!(failed["data"][0]["ip_address"], "10.1.2.3");
+    let time = |age: i64| (now - chrono::Duration::seconds(age)).to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    let cases = [
+        (format!("from={}", time(30)), 2..5),
+        (format!("to={}", time(20)), 0..3),
+        (format!("from={}&to={}", time(40), time(20)), 1..3),
+        ("error_code=server_error".to_owned(), 1..2),
+        ("cache_status=hit".to_owned(), 2..3),
+        ("node=n2".to_owned(), 3..4),
+        ("region=us&edge=e1".to_owned(), 4..5),
+        ("edge=e2".to_owned(), 0..0),
+    ];
+    for (filter, expected) in cases {
+        let page = plane.get(&format!("/requests?organization={}&{filter}", tenant.organization)).await;
+        let found: Vec<_> = page["data"].as_array().unwrap().iter().map(|r| r["id"].as_str().unwrap()).collect();
+        let expected: Vec<String> = events[expected].iter().rev().map(|event| event.id.to_string()).collect();
+        assert_eq!(found, expected, "{filter}");
+    }
     plane.refused(reqwest::Method::GET, "/requests?status=odd", "", 422).await;
+    plane.refused(reqwest::Method::GET, "/requests?cache_status=odd", "", 422).await;
+    plane.refused(reqwest::Method::GET, "/requests?from=yesterday", "", 422).await;
 }
 
 #[tokio::test]
@@ -197,4 +219,22 @@ async fn an_event_of_a_month_without_a_partition_makes_it() {
     let usage = plane.get(&format!("/usage?from={from}&group_by=day")).await;
     let days: Vec<&str> = usage["data"].as_array().unwrap().iter().map(|row| row["date"].as_str().unwrap()).collect();
     assert_eq!(days, [from.to_string(), now.date_naive().to_string()]);
+}
+
+#[tokio::test]
+async fn sums_are_given_as_csv_too() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let at: DateTime<Utc> = Utc::now() - chrono::Duration::days(1);
+    Meter::connect(&plane, "e1").await.ship(1, 0, &[event(&tenant, Some("m"), at, 100, 10)]).await;
+    let path = "/admin/v1/usage?group_by=model,hour&format=csv";
+    let answer = plane.raw(reqwest::Method::GET, path, Some(crate::plane::VIEWER), None).await;
+    assert!(answer.content_type.unwrap().starts_with("text/csv"));
+    let lines: Vec<&str> = answer.text.split("\r\n").collect();
+    let columns = "organization_id,model_id,date,hour,price_version,api_key_id,requests,prompt_tokens,\
+                   completion_tokens,total_tokens,cost_usd";
+    assert_eq!(lines, [columns, &format!(",m,,{},,,1,100,10,110,0.0013", at.format("%Y-%m-%dT%H:00:00Z")), ""]);
+    plane.refused(reqwest::Method::GET, "/usage?format=xml", "", 422).await;
+    plane.refused(reqwest::Method::GET, "/usage?group_by=key,hour", "", 422).await;
 }

@@ -2,6 +2,7 @@
 
 mod gather;
 mod migrations;
+mod performance;
 mod read;
 mod rows;
 
@@ -9,6 +10,7 @@ pub(crate) use migrations::MigrationError;
 
 use super::LedgerError;
 use crate::metrics::Metrics;
+use crate::store::performance::{Latencies, Minute};
 use crate::store::rollup::HourSum;
 use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
 use ::clickhouse::Client;
@@ -42,7 +44,7 @@ pub(crate) struct Options {
     pub(crate) cluster: Option<String>,
     /// For how many days events are kept.
     pub(crate) keep_days: u32,
-    /// Longest that an insert may take.
+    /// Longest that an insert or a query may take.
     pub(crate) timeout: Duration,
 }
 
@@ -58,7 +60,7 @@ impl std::fmt::Debug for Options {
 
 #[cfg(test)]
 impl Options {
-    fn for_tests() -> Self {
+    pub(crate) fn for_tests() -> Self {
         Self {
             url: "http://127.0.0.1:8123".to_owned(),
             user: None,
@@ -109,7 +111,7 @@ impl ClickHouse {
         let migrated = migrations::migrate(&client, options).await;
         migrated.map_err(|source| ConnectError::Migrate { target: options.target.clone(), source })?;
         let client = client.with_database(&options.database);
-        let reader = read::Reader::new(client.clone(), options.target.clone());
+        let reader = read::Reader::new(client.clone(), options);
         Ok(Self { reader, gatherer: Gatherer::start(client, options, metrics) })
     }
 
@@ -132,6 +134,25 @@ impl ClickHouse {
         limit: i64,
     ) -> Result<Vec<UsageSum>, LedgerError> {
         self.reader.key_sums(grouping, span, limit).await
+    }
+}
+
+impl ClickHouse {
+    pub(super) async fn latencies(&self, minute: DateTime<Utc>) -> Result<Vec<Latencies>, LedgerError> {
+        self.reader.latencies(minute).await
+    }
+
+    pub(super) async fn put_performance(&self, minutes: &[Minute]) -> Result<(), LedgerError> {
+        self.reader.put_performance(minutes).await
+    }
+
+    pub(super) async fn performance(
+        &self,
+        model: &str,
+        from: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<Minute>, LedgerError> {
+        self.reader.performance(model, from, limit).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the events add up to. Everything is read FINAL: an event that was delivered twice may lie there twice.
 
+use super::Options;
 use crate::ledger::LedgerError;
 use crate::store::rollup::HourSum;
 use crate::store::usage::{Grouping, Span, UsageSum};
@@ -14,13 +15,12 @@ use uuid::Uuid;
 
 /// Decimal places of `cost`.
 const SCALE: u32 = 12;
-/// Longest that a query may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Reader {
     client: Client,
     target: String,
+    patience: Duration,
 }
 
 #[derive(Row, Deserialize)]
@@ -50,9 +50,10 @@ struct KeyRow {
 }
 
 impl Reader {
-    pub(super) fn new(client: Client, target: String) -> Self {
+    pub(super) fn new(client: Client, options: &Options) -> Self {
         // An event's key has its partition's month in it, so that no event is in two.
-        Self { client: client.with_setting("do_not_merge_across_partitions_select_final", "1"), target }
+        let client = client.with_setting("do_not_merge_across_partitions_select_final", "1");
+        Self { client, target: options.target.clone(), patience: options.timeout }
     }
 
     pub(super) async fn hour_sums(&self, hours: &[DateTime<Utc>]) -> Result<Vec<HourSum>, LedgerError> {
@@ -121,11 +122,22 @@ impl Reader {
         })
     }
 
-    async fn fetch<T: RowOwned + RowRead>(&self, query: Query) -> Result<Vec<T>, LedgerError> {
-        match timeout(PATIENCE, query.fetch_all()).await {
-            Ok(Ok(rows)) => Ok(rows),
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) async fn fetch<T: RowOwned + RowRead>(&self, query: Query) -> Result<Vec<T>, LedgerError> {
+        self.within_patience(query.fetch_all()).await
+    }
+
+    pub(super) async fn within_patience<T>(
+        &self,
+        work: impl Future<Output = Result<T, ::clickhouse::error::Error>>,
+    ) -> Result<T, LedgerError> {
+        match timeout(self.patience, work).await {
+            Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.failed(error)),
-            Err(_) => Err(self.failed(format!("no answer within {PATIENCE:?}"))),
+            Err(_) => Err(self.failed(format!("no answer within {:?}", self.patience))),
         }
     }
 
@@ -137,7 +149,7 @@ impl Reader {
         text.parse().map_err(|_| self.failed(format!("«{text}» is no id")))
     }
 
-    fn figure(&self, sum: u64) -> Result<i64, LedgerError> {
+    pub(super) fn figure(&self, sum: u64) -> Result<i64, LedgerError> {
         i64::try_from(sum).map_err(|_| self.failed(format!("a sum of {sum} is beyond what PostgreSQL can hold")))
     }
 

@@ -1,7 +1,9 @@
 //! What holds whichever ledger it is.
 
 use super::*;
-use crate::plane::{Extras, Kept, fresh_database};
+use crate::invoices;
+use crate::plane::{Kept, fresh_database};
+use chrono::Datelike as _;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -34,7 +36,7 @@ on_both_ledgers! {
 }
 
 async fn start(kept: Kept) -> Plane {
-    Plane::start_with(kept.extras().await).await
+    Plane::start_with(&kept.settings().await).await
 }
 
 /// Two models, two tenants, four days, hours in between.
@@ -124,9 +126,9 @@ async fn what_cannot_be_counted_does_not_hold_up_its_neighbours(kept: Kept) {
 }
 
 async fn days_and_months_end_where_they_end(kept: Kept) {
-    let extras = kept.extras().await.and("usage.keep_months = 48");
-    let settings = extras.settings.replace("timeout =", "keep_days = 1500, timeout =");
-    let plane = Plane::start_with(Extras { settings }).await;
+    let extras = kept.settings().await + "usage.keep_months = 48";
+    let settings = extras.replace("timeout =", "keep_days = 1500, timeout =");
+    let plane = Plane::start_with(&settings).await;
     let tenant = plane.tenant("acme").await;
     plane.model("m").await;
     let borders = [
@@ -192,10 +194,10 @@ async fn sums_are_set_and_not_added_to(kept: Kept) {
 }
 
 async fn two_control_planes_come_to_the_same_sums(kept: Kept) {
-    let extras = kept.extras().await;
+    let extras = kept.settings().await;
     let database = fresh_database().await;
-    let first = Arc::new(Plane::start_on(database.clone(), extras.clone()).await);
-    let second = Arc::new(Plane::start_on(database, extras).await);
+    let first = Arc::new(Plane::start_on(database.clone(), &extras).await);
+    let second = Arc::new(Plane::start_on(database, &extras).await);
     let events = mixed_events(&first, 300).await;
     // Both take in the same and other events, both add up, and readers of both want sums all the while.
     let mut tasks = Vec::new();
@@ -222,61 +224,69 @@ async fn a_late_event_of_an_invoiced_day_becomes_an_adjustment(kept: Kept) {
     let plane = start(kept).await;
     let (tenant, other) = (plane.tenant("acme").await, plane.tenant("other").await);
     plane.model("m").await;
-    let day = (Utc::now() - TimeDelta::days(40)).duration_trunc(TimeDelta::days(1)).unwrap();
-    let time = |minutes: i64| day + TimeDelta::minutes(minutes);
-    let early = [distinct(&tenant, "m", time(10), 1), distinct(&tenant, "m", time(70), 2)];
+    // The tenth of last month.
+    let this_month = Utc::now().date_naive().with_day(1).unwrap();
+    let day = (this_month - TimeDelta::days(1)).with_day(10).unwrap();
+    let time = |minutes: i64| day.and_time(chrono::NaiveTime::MIN).and_utc() + TimeDelta::minutes(minutes);
+    // In whole dollars, so that an invoice has something to say.
+    let event = |tenant: &Tenant, minutes: i64, number: u32| {
+        let cost = Usd { pico: i128::from(number) * 1_000_000_000_000 + 7 };
+        UsageEvent { cost, ..distinct(tenant, "m", time(minutes), number) }
+    };
+    let early = [event(&tenant, 10, 1), event(&tenant, 70, 2)];
     let mut meter = Meter::connect(&plane, "e1").await;
     meter.ship(1, 0, &early).await;
-    plane.get("/usage").await;
-    sqlx::query(
-        "INSERT INTO invoices (organization_id, billing_account_id, invoice_number, period_start, period_end, exact_total,
-             lines_total, discount_permille, discount_amount, subtotal, tax_rate, total_amount, credit_applied,
-             amount_due, status)
-         SELECT organization_id, id, 'draft-1', $2::date, $2::date, 1, 1, 0, 0, 1, 0, 1, 0, 1, 'draft'
-         FROM billing_accounts WHERE organization_id = $1::text::uuid",
-    )
-    .bind(&tenant.organization)
-    .bind(day.date_naive())
-    .execute(&plane.pool)
-    .await
-    .unwrap();
+    let invoice = invoices::close(&plane, &tenant, 1).await["invoice"].clone();
+    assert_eq!(invoice["status"], "open", "{invoice}");
 
-    sqlx::query(
-        "UPDATE invoices SET status = 'open', invoice_number = 'T-1', issued_on = period_end, due_date = period_end,
-             checksum = repeat('0', 64)",
-    )
-    .execute(&plane.pool)
-    .await
-    .unwrap();
-
-    let late = [distinct(&tenant, "m", time(71), 3), distinct(&tenant, "m", time(1000), 4)];
-    // Another's day is not invoiced, nor is the next one.
-    let open = [distinct(&other, "m", time(20), 5), distinct(&tenant, "m", time(1440), 6)];
+    // Of an hour that was summed already and of another one. Somebody else's day is not invoiced.
+    let late = [event(&tenant, 71, 3), event(&tenant, 1000, 4)];
+    let open = [event(&other, 20, 5)];
     meter.ship(1, 2, &[&late[..], &open[..]].concat()).await;
     meter.ship(1, 2, &late).await;
     meter.ship(1, 4, &[&late[..], &early[..]].concat()).await;
-    let on = |day: DateTime<Utc>| format!("from={}&to={}", day.date_naive(), day.date_naive() + TimeDelta::days(1));
-    let of = format!("organization={}", tenant.organization);
-    let frozen = plane.get(&format!("/usage?{of}&{}", on(day))).await;
     let sum = |events: &[UsageEvent]| events.iter().map(|event| event.cost.pico).sum::<i128>();
-    assert_eq!(sum_of(&frozen["data"][0]).3, sum(&early), "the invoiced day stays as it was");
-    assert_eq!(sum_of(&plane.get(&format!("/usage?{of}&{}", on(time(1440)))).await["data"][0]).3, sum(&open[1..]));
-    let adjusted = "SELECT (sum(cost_usd) * 1000000000000)::bigint FROM usage_adjustments
-                    WHERE invoice_id IS NULL AND date = (now() AT TIME ZONE 'UTC')::date - 40";
-    assert_eq!(i128::from(count(&plane, adjusted).await), sum(&late), "and the difference waits for the next one");
+    let of =
+        |tenant: &Tenant| format!("organization={}&from={day}&to={}", tenant.organization, day + TimeDelta::days(1));
+    let on_the_day = async |tenant: &Tenant| sum_of(&plane.get(&format!("/usage?{}", of(tenant))).await["data"][0]).3;
+    assert_eq!(on_the_day(&tenant).await, sum(&early), "the invoiced day stays as it was");
+    assert_eq!(on_the_day(&other).await, sum(&open));
+    let adjusted = async || {
+        let sql =
+            "SELECT coalesce(sum(cost_usd) * 1000000000000, 0)::bigint FROM usage_adjustments WHERE invoice_id IS NULL";
+        i128::from(count(&plane, sql).await)
+    };
+    assert_eq!(adjusted().await, sum(&late), "and the difference waits for the next one");
     assert_eq!(count(&plane, "SELECT sum(requests)::bigint FROM usage_adjustments").await, 2);
     // Hours are always what the ledger says.
-    let hours = plane.get(&format!("/usage?{of}&{}&group_by=hour", on(day))).await;
+    let hours = plane.get(&format!("/usage?{}&group_by=hour", of(&tenant))).await;
     let total: i128 = hours["data"].as_array().unwrap().iter().map(|row| sum_of(row).3).sum();
     assert_eq!(total, sum(&early) + sum(&late));
 
     // The invoice is void: the day is open again, and takes back what had been set aside.
-    sqlx::query("UPDATE invoices SET status = 'void'").execute(&plane.pool).await.unwrap();
-    let last = [distinct(&tenant, "m", time(72), 8)];
+    plane.call(reqwest::Method::POST, &format!("/invoices/{}/void", crate::plane::id(&invoice)), None).await;
+    let last = [event(&tenant, 72, 8)];
     meter.ship(1, 8, &last).await;
-    let day_again = plane.get(&format!("/usage?{of}&{}", on(day))).await;
-    assert_eq!(sum_of(&day_again["data"][0]).3, sum(&early) + sum(&late) + sum(&last));
-    assert_eq!(count(&plane, "SELECT count(*) FROM usage_adjustments").await, 0);
+    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late) + sum(&last));
+    assert_eq!(adjusted().await, 0);
+    let again = invoices::close(&plane, &tenant, 1).await["invoice"].clone();
+    let charged: Usd = again["exact_total"].as_str().unwrap().parse().unwrap();
+    assert_eq!(charged.pico, sum(&early) + sum(&late) + sum(&last));
+
+    // What an invoice has taken up stays taken up: a day's books are its hours, less what is charged elsewhere.
+    let later = [event(&tenant, 90, 2)];
+    meter.ship(1, 9, &later).await;
+    plane.get("/usage").await;
+    sqlx::query("UPDATE usage_adjustments SET invoice_id = $1::text::uuid")
+        .bind(crate::plane::id(&invoice))
+        .execute(&plane.pool)
+        .await
+        .unwrap();
+    plane.call(reqwest::Method::POST, &format!("/invoices/{}/void", crate::plane::id(&again)), None).await;
+    let very_last = [event(&tenant, 91, 1)];
+    meter.ship(1, 10, &very_last).await;
+    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late) + sum(&last) + sum(&very_last));
+    assert_eq!(count(&plane, "SELECT count(*) FROM usage_adjustments").await, 1);
 }
 
 async fn a_gap_in_a_journal_is_noticed(kept: Kept) {

@@ -2,7 +2,7 @@
 
 use super::proxy::Proxy;
 use super::*;
-use crate::plane::{Extras, Kept};
+use crate::plane::{Kept, clickhouse_settings};
 use std::process::Command;
 use turnpike_parts::clickhouse::ClickHouse;
 use turnpike_parts::postgres::Postgres;
@@ -24,7 +24,7 @@ async fn with(mut server: ClickHouse, work: impl FnOnce(&mut ClickHouse) + Send 
     .await
 }
 
-async fn prepared(extras: Extras) -> (Plane, Vec<UsageEvent>) {
+async fn prepared(extras: &str) -> (Plane, Vec<UsageEvent>) {
     let plane = Plane::start_with(extras).await;
     let tenant = plane.tenant("acme").await;
     plane.model("m").await;
@@ -40,7 +40,7 @@ async fn failures(plane: &Plane) -> f64 {
 #[tokio::test]
 async fn clickhouse_may_be_down_paused_or_read_only_and_nothing_is_lost() {
     let server = clickhouse().await;
-    let (plane, events) = prepared(Extras::clickhouse(&server.url())).await;
+    let (plane, events) = prepared(&clickhouse_settings(&server.url())).await;
     let mut meter = Meter::connect(&plane, "e1").await;
     meter.ship(1, 0, &events[..10]).await;
 
@@ -79,9 +79,9 @@ async fn an_insert_whose_reply_is_lost_counts_once() {
     let server = clickhouse().await;
     let proxy = Proxy::start(server.port()).await;
     let url = server.url().replace(&server.port().to_string(), &proxy.port.to_string());
-    let extras = Extras::clickhouse(&url);
-    let database = extras.settings.split('"').find(|text| text.starts_with("t_")).unwrap().to_owned();
-    let (plane, events) = prepared(extras).await;
+    let extras = clickhouse_settings(&url);
+    let database = extras.split('"').find(|text| text.starts_with("t_")).unwrap().to_owned();
+    let (plane, events) = prepared(&extras).await;
     let mut meter = Meter::connect(&plane, "e1").await;
     meter.ship(1, 0, &events[..10]).await;
 
@@ -127,7 +127,7 @@ async fn postgres_may_be_killed_in_the_middle_of_a_rollup() {
         let path = directory.path().to_owned();
         let mut postgres = blocking(move || Postgres::start_persistent(&path).unwrap()).await;
         let url = postgres.fresh_database().unwrap();
-        let plane = Plane::start_on(url, kept.extras().await).await;
+        let plane = Plane::start_on(url, &kept.settings().await).await;
         let tenant = plane.tenant("acme").await;
         plane.model("m").await;
         let events: Vec<UsageEvent> = (0..30).map(|number| distinct(&tenant, "m", Utc::now(), number)).collect();

@@ -1,14 +1,14 @@
 //! The schema that the migrations make in ClickHouse.
 
-use crate::plane::{Extras, Kept, Plane, eventually};
+use crate::plane::{Kept, Plane, eventually};
 use std::path::Path;
 use turnpike_parts::clickhouse::ClickHouse;
 
 /// Set to write the golden file instead of comparing with it.
 const BLESS: &str = "TURNPIKE_BLESS";
 
-fn database(extras: &Extras) -> String {
-    extras.settings.split('"').find(|text| text.starts_with("t_")).unwrap().to_owned()
+fn database(settings: &str) -> String {
+    settings.split('"').find(|text| text.starts_with("t_")).unwrap().to_owned()
 }
 
 async fn ask(sql: String) -> String {
@@ -33,8 +33,8 @@ async fn schema(database: &str) -> String {
 
 #[tokio::test]
 async fn the_migrations_add_up_to_the_golden_schema() {
-    let extras = Kept::ClickHouse.extras().await;
-    let _plane = Plane::start_with(extras.clone()).await;
+    let extras = Kept::ClickHouse.settings().await;
+    let _plane = Plane::start_with(&extras).await;
     let actual = schema(&database(&extras)).await;
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/golden-clickhouse.sql");
     if std::env::var_os(BLESS).is_some() {
@@ -51,20 +51,20 @@ async fn the_migrations_add_up_to_the_golden_schema() {
 
 #[tokio::test]
 async fn migrations_are_applied_once_and_retention_follows_its_setting() {
-    let extras = Kept::ClickHouse.extras().await;
-    let mut plane = Plane::start_with(extras.clone()).await;
+    let extras = Kept::ClickHouse.settings().await;
+    let mut plane = Plane::start_with(&extras).await;
     let own = database(&extras);
     let applied = format!("SELECT groupArray((version, applied_at)) FROM {own}.schema_migrations");
     let first = ask(applied.clone()).await;
-    plane.extras.settings = plane.extras.settings.replace("timeout =", "keep_days = 100, timeout =");
+    plane.more = plane.more.replace("timeout =", "keep_days = 100, timeout =");
     plane.restart().await;
     assert_eq!(ask(applied).await, first);
     let table = ask(format!("SHOW CREATE TABLE {own}.request_analytics")).await;
     assert!(table.contains("TTL toStartOfDay(timestamp) + toIntervalDay(100)"), "{table}");
 
     // Two at once, on a database that is not there yet.
-    let fresh = Kept::ClickHouse.extras().await;
-    let (one, other) = tokio::join!(Plane::start_with(fresh.clone()), Plane::start_with(fresh.clone()));
+    let fresh = Kept::ClickHouse.settings().await;
+    let (one, other) = tokio::join!(Plane::start_with(&fresh), Plane::start_with(&fresh));
     drop((one, other));
     let count = ask(format!("SELECT count() FROM {}.schema_migrations", database(&fresh))).await;
     assert!(count.parse::<u32>().unwrap() >= 3, "{count}");
@@ -72,8 +72,8 @@ async fn migrations_are_applied_once_and_retention_follows_its_setting() {
 
 #[tokio::test]
 async fn a_database_of_another_build_is_left_alone() {
-    let extras = Kept::ClickHouse.extras().await;
-    let mut plane = Plane::start_with(extras.clone()).await;
+    let extras = Kept::ClickHouse.settings().await;
+    let mut plane = Plane::start_with(&extras).await;
     plane.stop().await;
     let own = database(&extras);
     ask(format!("INSERT INTO {own}.schema_migrations (version, name, checksum) VALUES (2, 'x', 'other')")).await;
@@ -83,8 +83,8 @@ async fn a_database_of_another_build_is_left_alone() {
 
 #[tokio::test]
 async fn the_daily_summary_counts_events_and_not_deliveries() {
-    let extras = Kept::ClickHouse.extras().await;
-    let plane = Plane::start_with(extras.clone()).await;
+    let extras = Kept::ClickHouse.settings().await;
+    let plane = Plane::start_with(&extras).await;
     let own = database(&extras);
     let tenant = plane.tenant("acme").await;
     plane.model("m").await;

@@ -6,22 +6,13 @@ ALTER TABLE inference_requests ADD COLUMN price_version bigint NOT NULL DEFAULT 
 ALTER TABLE inference_requests ADD COLUMN cached_tokens bigint NOT NULL DEFAULT 0 CHECK (cached_tokens >= 0);
 
 -- Hourly sums, set by the rollup to what the ledger of events adds up to.
-CREATE TABLE usage_hours (
-    organization_id uuid NOT NULL REFERENCES organizations (id),
-    model_id varchar(100) NOT NULL REFERENCES models (id),
-    price_version bigint NOT NULL CHECK (price_version >= 0),
-    -- The UTC hour of the events' own time.
-    hour timestamptz NOT NULL CHECK (date_trunc('hour', hour, 'UTC') = hour),
-    requests bigint NOT NULL CHECK (requests >= 0),
-    prompt_tokens bigint NOT NULL CHECK (prompt_tokens >= 0),
-    cached_tokens bigint NOT NULL CHECK (cached_tokens >= 0),
-    completion_tokens bigint NOT NULL CHECK (completion_tokens >= 0),
-    cost_usd numeric(24, 12) NOT NULL,
-    PRIMARY KEY (hour, organization_id, model_id, price_version)
-);
-
-CREATE INDEX idx_usage_hours_organization_id ON usage_hours (organization_id, hour);
-CREATE INDEX idx_usage_hours_model_id ON usage_hours (model_id);
+ALTER TABLE usage_hours ALTER COLUMN price_version TYPE bigint;
+ALTER TABLE usage_hours ADD CHECK (price_version >= 0);
+-- The UTC hour of the events' own time.
+ALTER TABLE usage_hours ADD CHECK (date_trunc('hour', hour, 'UTC') = hour);
+ALTER TABLE usage_hours ADD CHECK (requests >= 0 AND prompt_tokens >= 0 AND cached_tokens >= 0);
+ALTER TABLE usage_hours ADD CHECK (completion_tokens >= 0);
+CREATE INDEX idx_usage_hours_hour ON usage_hours (hour);
 
 -- Hours that events came for since they were summed. Rows are only added by ingest and only removed by the rollup that
 -- has seen them: writers never wait for each other, and what comes meanwhile is summed by the next run.
@@ -33,22 +24,8 @@ CREATE TABLE usage_dirty_hours (
     PRIMARY KEY (hour, mark)
 );
 
--- Usage of days that an invoice covers already; it goes on the next one.
-CREATE TABLE usage_adjustments (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    organization_id uuid NOT NULL REFERENCES organizations (id),
-    model_id varchar(100) NOT NULL REFERENCES models (id),
-    date date NOT NULL,
-    requests bigint NOT NULL,
-    prompt_tokens bigint NOT NULL,
-    completion_tokens bigint NOT NULL,
-    cost_usd numeric(24, 12) NOT NULL,
-    -- The invoice that it went on.
-    invoice_id uuid REFERENCES invoices (id),
-    created_at timestamptz NOT NULL DEFAULT now()
-);
-
-CREATE INDEX idx_usage_adjustments_open ON usage_adjustments (organization_id) WHERE invoice_id IS NULL;
+-- Together with usage_records, these are what the hours of a day add up to.
+CREATE INDEX idx_usage_adjustments_day ON usage_adjustments (organization_id, date, model_id);
 
 -- Whether a day's usage is on an invoice that stands, so that its daily sums may not change any more.
 CREATE FUNCTION usage_is_invoiced(organization uuid, day date) RETURNS boolean LANGUAGE sql STABLE AS $$

@@ -1,5 +1,33 @@
 -- Money: what was paid ahead, what tokens cost since when, and what was invoiced.
 
+-- Usage of days that an invoice covers already; it goes on the next one.
+CREATE TABLE IF NOT EXISTS usage_adjustments (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    organization_id uuid NOT NULL REFERENCES organizations (id),
+    model_id varchar(100) NOT NULL REFERENCES models (id),
+    date date NOT NULL,
+    requests bigint NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    cost_usd numeric(24, 12) NOT NULL,
+    invoice_id uuid REFERENCES invoices (id),
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Usage by hour, model and price version.
+CREATE TABLE IF NOT EXISTS usage_hours (
+    organization_id uuid NOT NULL REFERENCES organizations (id),
+    model_id varchar(100) NOT NULL REFERENCES models (id),
+    price_version integer NOT NULL,
+    hour timestamptz NOT NULL,
+    requests bigint NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    cached_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    cost_usd numeric(24, 12) NOT NULL,
+    PRIMARY KEY (organization_id, model_id, price_version, hour)
+);
+
 -- For triggers on tables whose rows stay as they were written.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
