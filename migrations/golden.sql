@@ -533,6 +533,15 @@ CREATE TABLE public.recharges (
     CONSTRAINT recharges_status_check CHECK (((status)::text = ANY ((ARRAY['open'::character varying, 'succeeded'::character varying, 'failed'::character varying])::text[])))
 );
 
+CREATE TABLE public.stripe_credit_notes (
+    credit_note_id uuid NOT NULL,
+    stripe_id character varying(100),
+    failures integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    error text,
+    CONSTRAINT stripe_credit_notes_failures_check CHECK ((failures >= 0))
+);
+
 CREATE TABLE public.stripe_events (
     id character varying(255) NOT NULL,
     type character varying(100) NOT NULL,
@@ -709,6 +718,9 @@ ALTER TABLE ONLY public.recharges
 
 ALTER TABLE ONLY public.recharges
     ADD CONSTRAINT recharges_provider_id_key UNIQUE (provider_id);
+
+ALTER TABLE ONLY public.stripe_credit_notes
+    ADD CONSTRAINT stripe_credit_notes_pkey PRIMARY KEY (credit_note_id);
 
 ALTER TABLE ONLY public.stripe_events
     ADD CONSTRAINT stripe_events_pkey PRIMARY KEY (id);
@@ -957,6 +969,9 @@ ALTER TABLE ONLY public.prepaid_entries
 
 ALTER TABLE ONLY public.recharges
     ADD CONSTRAINT recharges_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.stripe_credit_notes
+    ADD CONSTRAINT stripe_credit_notes_credit_note_id_fkey FOREIGN KEY (credit_note_id) REFERENCES public.credit_notes(id);
 
 ALTER TABLE ONLY public.stripe_invoices
     ADD CONSTRAINT stripe_invoices_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);

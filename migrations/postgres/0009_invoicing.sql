@@ -275,3 +275,12 @@ CREATE TABLE stripe_events (
 );
 
 CREATE INDEX idx_stripe_events_received_at ON stripe_events (received_at);
+
+-- Credit notes that Stripe was told of.
+CREATE TABLE stripe_credit_notes (
+    credit_note_id uuid PRIMARY KEY REFERENCES credit_notes (id),
+    stripe_id varchar(100),
+    failures integer NOT NULL DEFAULT 0 CHECK (failures >= 0),
+    retry_at timestamptz,
+    error text
+);

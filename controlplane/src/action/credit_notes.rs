@@ -5,9 +5,10 @@ use super::{ActionError, Checks, Operator};
 use crate::closing;
 use crate::context::Context;
 use crate::invoicing::share;
+use crate::store::StoreError;
 use crate::store::credit_notes::{self, CreditNote, INVOICE, NewCreditNote, TOTAL};
+use crate::store::invoices::{self, OPEN, PAID, UNCOLLECTIBLE};
 use crate::store::prepaid::{self, Kind, NewEntry};
-use crate::store::{StoreError, invoices};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -132,6 +133,12 @@ pub(crate) async fn create(
         let (key, actor, note) = (format!("credit_note:{}", note.id), by.actor.as_str(), Some(number.as_str()));
         let entry = NewEntry { kind: Kind::Credit, amount, key: &key, settled: Usd::ZERO, actor, note };
         prepaid::append(&mut tx, invoice.organization_id, &entry).await?;
+    }
+    // Nothing is left to be paid.
+    let open = [OPEN, UNCOLLECTIBLE].contains(&invoice.status.as_str());
+    let after = invoices::get(&mut tx, invoice.id).await?;
+    if open && after.is_some_and(|invoice| invoice.remaining() == Usd::ZERO) {
+        invoices::set_status(&mut tx, invoice.id, PAID, now).await?;
     }
     let details = json!({"number": number, "amount": amount, "to_prepaid": input.to_prepaid});
     closing::note(&mut tx, &by, "invoice.credit", invoice.id, details).await?;

@@ -257,6 +257,34 @@ impl Books {
                 invoice["status"] = json!(to);
                 (StatusCode::OK, invoice.clone())
             }
+            ["credit_notes"] => {
+                let id = text("invoice").unwrap_or_default();
+                let cents: i64 = text("amount").unwrap_or_default().parse().unwrap();
+                let back: Option<i64> = text("out_of_band_amount").map(|cents| cents.parse().unwrap());
+                let Some(invoice) = self.objects.get_mut(&id) else {
+                    return (StatusCode::NOT_FOUND, error("invalid_request_error", Some("resource_missing"), ""));
+                };
+                let fits = match invoice["status"].as_str() {
+                    Some("open") => back.is_none() && cents <= invoice["amount_due"].as_i64().unwrap(),
+                    Some("paid") => back == Some(cents),
+                    _ => false,
+                };
+                if !fits {
+                    return (StatusCode::BAD_REQUEST, error("invalid_request_error", None, "does not fit the invoice"));
+                }
+                if back.is_none() {
+                    let left = invoice["amount_due"].as_i64().unwrap() - cents;
+                    invoice["amount_due"] = json!(left);
+                    if left == 0 {
+                        invoice["status"] = json!("paid");
+                    }
+                }
+                self.insert(
+                    "cn",
+                    json!({"object": "credit_note", "invoice": id, "amount": cents, "memo": text("memo"),
+                        "metadata": metadata(params)}),
+                )
+            }
             ["payment_intents"] => {
                 if fault == Some(Fault::Declined) {
                     return (StatusCode::PAYMENT_REQUIRED, error("card_error", Some("card_declined"), "Declined."));
