@@ -185,6 +185,16 @@ async fn amounts_that_cannot_hold_are_refused() {
         (json!({"prepaid_balance": "much"}), vec!["prepaid_balance"]),
         (json!({"currency": "EUR", "billing_email": ""}), vec!["currency", "billing_email"]),
         (json!({"budget": "5"}), vec!["budget"]),
+        (json!({"discount_permille": 1001, "tax_rate": "100.001"}), vec!["tax_rate", "discount_permille"]),
+        (json!({"tax_rate": "8.8755"}), vec!["tax_rate"]),
+        (
+            json!({"auto_recharge_enabled": true, "auto_recharge_amount": "0"}),
+            vec!["auto_recharge_amount", "auto_recharge_enabled"],
+        ),
+        (
+            json!({"auto_recharge_enabled": true, "auto_recharge_amount": "5", "auto_recharge_threshold": "1"}),
+            vec!["auto_recharge_enabled"],
+        ),
     ];
     for (body, expected) in cases {
         let problem = plane.refused(Method::PATCH, &path(&tenant), &body.to_string(), 422).await;
