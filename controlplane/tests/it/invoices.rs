@@ -447,3 +447,31 @@ async fn months_are_closed_by_themselves_once_every_edge_has_shipped() {
     let invoices = plane.get("/invoices").await["data"].as_array().unwrap().clone();
     assert_eq!((invoices.len(), &invoices[0]["organization_id"]), (1, &json!(tenant.organization)));
 }
+
+#[tokio::test]
+async fn months_end_where_they_end() {
+    let plane = Plane::start().await;
+    plane.model("m").await;
+    let tenant = plane.tenant("acme").await;
+    let sql = format!(
+        "CREATE TABLE usage_records_y2024m02 PARTITION OF usage_records FOR VALUES FROM ('2024-02-01') TO ('2024-03-01');
+         CREATE TABLE usage_records_y2024m03 PARTITION OF usage_records FOR VALUES FROM ('2024-03-01') TO ('2024-04-01');
+         INSERT INTO usage_hours (organization_id, model_id, price_version, hour, requests, prompt_tokens,
+             cached_tokens, completion_tokens, cost_usd)
+         SELECT '{0}', 'm', 1, hour::timestamptz, 1, 10, 4, 1, cost FROM (VALUES
+             ('2024-02-01 00:00+00', 1), ('2024-02-29 23:00+00', 2), ('2024-03-01 00:00+00', 4),
+             ('2024-03-31 23:00+00', 8)) AS hours (hour, cost);
+         INSERT INTO usage_records (organization_id, model_id, date, requests, prompt_tokens, completion_tokens,
+             total_tokens, cost_usd)
+         SELECT organization_id, model_id, (hour AT TIME ZONE 'UTC')::date, requests, prompt_tokens, completion_tokens,
+             prompt_tokens + completion_tokens, cost_usd FROM usage_hours;",
+        tenant.organization
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&plane.pool).await.unwrap();
+    for (month, last, total) in [("2024-03", "2024-03-31", "12"), ("2024-02", "2024-02-29", "3")] {
+        let closed = plane.post("/invoices/close", json!({"month": month})).await;
+        let invoice = &closed["data"][0]["invoice"];
+        assert_eq!((&invoice["exact_total"], &invoice["period_end"]), (&json!(total), &json!(last)), "{closed}");
+        assert_eq!(invoice["line_items"][0]["cached_tokens"], 8);
+    }
+}
