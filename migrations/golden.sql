@@ -490,12 +490,11 @@ CREATE TABLE public.prepaid_entries (
     idempotency_key character varying(200) NOT NULL,
     day date,
     used numeric(24,12) DEFAULT 0 NOT NULL,
-    unsettled numeric(24,12) DEFAULT 0 NOT NULL,
     actor text NOT NULL,
     note text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT prepaid_entries_check CHECK ((((kind)::text <> ALL ((ARRAY['opening'::character varying, 'usage'::character varying])::text[])) OR (day IS NOT NULL))),
-    CONSTRAINT prepaid_entries_check1 CHECK ((((kind)::text <> 'usage'::text) OR ((amount = (- used)) AND (unsettled = used)))),
+    CONSTRAINT prepaid_entries_check1 CHECK ((((kind)::text <> 'usage'::text) OR (amount = (- used)))),
     CONSTRAINT prepaid_entries_kind_check CHECK (((kind)::text = ANY ((ARRAY['opening'::character varying, 'top_up'::character varying, 'recharge'::character varying, 'adjustment'::character varying, 'usage'::character varying, 'invoice'::character varying, 'credit'::character varying, 'refund'::character varying])::text[])))
 );
 
@@ -506,6 +505,13 @@ ALTER TABLE public.prepaid_entries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENT
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE public.prepaid_settlements (
+    invoice_id uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    day date NOT NULL,
+    amount numeric(24,12) NOT NULL
 );
 
 CREATE TABLE public.purged_answers (
@@ -710,6 +716,9 @@ ALTER TABLE ONLY public.prepaid_entries
 ALTER TABLE ONLY public.prepaid_entries
     ADD CONSTRAINT prepaid_entries_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.prepaid_settlements
+    ADD CONSTRAINT prepaid_settlements_pkey PRIMARY KEY (invoice_id, day);
+
 ALTER TABLE ONLY public.purged_answers
     ADD CONSTRAINT purged_answers_pkey PRIMARY KEY (cache_key);
 
@@ -842,6 +851,8 @@ CREATE UNIQUE INDEX idx_organizations_slug ON public.organizations USING btree (
 
 CREATE INDEX idx_prepaid_entries_organization_id ON public.prepaid_entries USING btree (organization_id, id);
 
+CREATE INDEX idx_prepaid_settlements_day ON public.prepaid_settlements USING btree (organization_id, day);
+
 CREATE INDEX idx_purged_answers_purged_at ON public.purged_answers USING btree (purged_at);
 
 CREATE UNIQUE INDEX idx_recharges_one_open ON public.recharges USING btree (organization_id) WHERE ((status)::text = 'open'::text);
@@ -879,6 +890,10 @@ CREATE TRIGGER model_prices_no_truncate BEFORE TRUNCATE ON public.model_prices F
 CREATE TRIGGER prepaid_entries_append_only BEFORE DELETE OR UPDATE ON public.prepaid_entries FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER prepaid_entries_no_truncate BEFORE TRUNCATE ON public.prepaid_entries FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER prepaid_settlements_append_only BEFORE DELETE OR UPDATE ON public.prepaid_settlements FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER prepaid_settlements_no_truncate BEFORE TRUNCATE ON public.prepaid_settlements FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
@@ -966,6 +981,12 @@ ALTER TABLE ONLY public.model_versions
 
 ALTER TABLE ONLY public.prepaid_entries
     ADD CONSTRAINT prepaid_entries_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.prepaid_settlements
+    ADD CONSTRAINT prepaid_settlements_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);
+
+ALTER TABLE ONLY public.prepaid_settlements
+    ADD CONSTRAINT prepaid_settlements_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
 ALTER TABLE ONLY public.recharges
     ADD CONSTRAINT recharges_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);

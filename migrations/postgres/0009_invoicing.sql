@@ -52,14 +52,12 @@ CREATE TABLE prepaid_entries (
     -- The UTC day whose usage is covered, and how much of it.
     day date,
     used numeric(24, 12) NOT NULL DEFAULT 0,
-    -- What usage was debited for that no invoice has settled yet; the sum is what the next one is to settle.
-    unsettled numeric(24, 12) NOT NULL DEFAULT 0,
     actor text NOT NULL,
     note text,
     created_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (organization_id, idempotency_key),
     CHECK (kind NOT IN ('opening', 'usage') OR day IS NOT NULL),
-    CHECK (kind <> 'usage' OR amount = -used AND unsettled = used)
+    CHECK (kind <> 'usage' OR amount = -used)
 );
 
 CREATE INDEX idx_prepaid_entries_organization_id ON prepaid_entries (organization_id, id);
@@ -208,6 +206,23 @@ CREATE TABLE credit_notes (
 );
 
 CREATE INDEX idx_credit_notes_organization_id ON credit_notes (organization_id);
+
+-- How much of each day's usage was debited from money paid ahead and came back with the settlement of an invoice that
+-- charges it. Those of void invoices do not count.
+CREATE TABLE prepaid_settlements (
+    invoice_id uuid NOT NULL REFERENCES invoices (id),
+    organization_id uuid NOT NULL REFERENCES organizations (id),
+    day date NOT NULL,
+    amount numeric(24, 12) NOT NULL,
+    PRIMARY KEY (invoice_id, day)
+);
+
+CREATE INDEX idx_prepaid_settlements_day ON prepaid_settlements (organization_id, day);
+
+CREATE TRIGGER prepaid_settlements_append_only BEFORE UPDATE OR DELETE ON prepaid_settlements
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER prepaid_settlements_no_truncate BEFORE TRUNCATE ON prepaid_settlements
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 CREATE FUNCTION guard_credit_note() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE

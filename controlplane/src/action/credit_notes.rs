@@ -131,7 +131,7 @@ pub(crate) async fn create(
     if input.to_prepaid {
         prepaid::open(&mut tx, invoice.organization_id, today, &by.actor).await?;
         let (key, actor, note) = (format!("credit_note:{}", note.id), by.actor.as_str(), Some(number.as_str()));
-        let entry = NewEntry { kind: Kind::Credit, amount, key: &key, settled: Usd::ZERO, actor, note };
+        let entry = NewEntry { kind: Kind::Credit, amount, key: &key, actor, note };
         prepaid::append(&mut tx, invoice.organization_id, &entry).await?;
     }
     // Nothing is left to be paid.

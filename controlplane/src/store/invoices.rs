@@ -129,11 +129,6 @@ impl Invoice {
     pub(crate) fn remaining(&self) -> Usd {
         usd((self.amount_due - self.credited_due).max(Decimal::ZERO))
     }
-
-    /// What was paid from money paid ahead.
-    pub(crate) fn credit(&self) -> Usd {
-        usd(self.credit_applied)
-    }
 }
 
 /// A stored document of a shape that this build writes.

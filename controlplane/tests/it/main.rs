@@ -4,6 +4,7 @@
 mod admin;
 mod billing;
 mod cache;
+mod conservation;
 mod feed;
 mod invoices;
 mod lifecycle;
