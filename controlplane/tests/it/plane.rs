@@ -126,6 +126,11 @@ impl Plane {
         self.launch().await;
     }
 
+    /// Starts it again after [`Plane::stop`].
+    pub(crate) async fn restart_stopped(&mut self) {
+        self.launch().await;
+    }
+
     fn files(&self, name: &str) -> TlsFiles {
         let file = |kind: &str| -> PathBuf { self.directory.path().join(format!("{name}.{kind}")) };
         TlsFiles { ca: self.directory.path().join("ca.pem"), cert: file("pem"), key: file("key") }

@@ -142,6 +142,33 @@ async fn an_invoice_reaches_stripe_once_whatever_fails_on_the_way() {
 }
 
 #[tokio::test]
+async fn an_invoice_that_stripe_has_and_nobody_noted_is_found() {
+    let mut to = Collected::start().await;
+    // It is made, and neither the first attempt nor those after it hear of it.
+    to.stripe.mute(Some("/v1/invoices"));
+    let (tenant, invoice) = to.invoiced("acme").await;
+    eventually("the invoice at Stripe", || async { (to.stripe.all("invoice").len() == 1).then_some(()) }).await;
+    to.plane.stop().await;
+    assert_eq!(
+        sqlx::query_scalar::<_, Option<String>>("SELECT stripe_invoice_id FROM invoices")
+            .fetch_one(&to.plane.pool)
+            .await
+            .unwrap(),
+        None
+    );
+    // Asked for anew it would be another request: another key.
+    sqlx::query("UPDATE billing_accounts SET payment_method_id = 'pm_other'").execute(&to.plane.pool).await.unwrap();
+    to.stripe.mute(None);
+    to.plane.restart_stopped().await;
+    to.without_patience("it is finalized", || async {
+        (to.stripe.all("invoice")[0]["status"] == "open").then_some(())
+    })
+    .await;
+    let ours = to.sent(&invoice).await;
+    assert_eq!((to.stripe.all("invoice").len(), &ours["organization_id"]), (1, &json!(tenant.organization)));
+}
+
+#[tokio::test]
 async fn a_credit_note_is_not_asked_for_at_stripe_any_more() {
     let to = Collected::start().await;
     let (_, invoice) = to.invoiced("acme").await;

@@ -40,6 +40,8 @@ struct Books {
     /// What was answered to a key, and what it was asked with.
     answered: HashMap<String, (String, StatusCode, Value)>,
     faults: Vec<(&'static str, Fault)>,
+    /// What is made there is made, and the answer never comes.
+    muted: Option<&'static str>,
     requests: Vec<String>,
     made: u64,
 }
@@ -64,6 +66,11 @@ impl StripeServer {
     /// The next request to make something whose path ends so fails so.
     pub(crate) fn fail(&self, path: &'static str, fault: Fault) {
         self.books.lock().unwrap().faults.push((path, fault));
+    }
+
+    /// From now on, what is made at this path is made and the answer never comes; `None`: all is well again.
+    pub(crate) fn mute(&self, path: Option<&'static str>) {
+        self.books.lock().unwrap().muted = path;
     }
 
     /// Every object of a kind, the oldest first.
@@ -160,12 +167,13 @@ impl StripeServer {
             let (status, value) = books.read(path, &params);
             return (status, value, false);
         }
+        let muted = books.muted == Some(path);
         if let Some((asked, status, value)) = books.answered.get(key) {
             if *asked != format!("{path}?{text}") {
                 let message = "Keys for idempotent requests can only be used with the same parameters";
                 return (StatusCode::BAD_REQUEST, error("idempotency_error", None, message), false);
             }
-            return (*status, value.clone(), false);
+            return (*status, value.clone(), muted);
         }
         let fault = books.faults.iter().position(|(at, _)| path.ends_with(at)).map(|at| books.faults.remove(at).1);
         match fault {
@@ -177,7 +185,7 @@ impl StripeServer {
         }
         let (status, value) = books.write(path, &params, fault);
         books.answered.insert(key.to_owned(), (format!("{path}?{text}"), status, value.clone()));
-        (status, value, fault == Some(Fault::Silent))
+        (status, value, muted || fault == Some(Fault::Silent))
     }
 }
 
