@@ -146,7 +146,11 @@ pub(crate) async fn close(
     };
     charges::hold(&mut tx).await?;
     let id = draft.unwrap_or_else(Uuid::now_v7);
-    let Some(mut document) = draw_up(&mut tx, &context.invoicing, organization, month, id).await? else {
+    let drawn = draw_up(&mut tx, &context.invoicing, organization, month, id).await;
+    if let Err(CloseError::Differs { .. }) = &drawn {
+        context.metrics.closing_mismatches.inc();
+    }
+    let Some(mut document) = drawn? else {
         if draft.is_some() {
             invoices::delete_draft(&mut tx, id).await?;
             commit(tx, until).await?;

@@ -1,7 +1,7 @@
 -- Money: what was paid ahead, what tokens cost since when, and what was invoiced.
 
 -- Usage of days that an invoice covers already; it goes on the next one.
-CREATE TABLE IF NOT EXISTS usage_adjustments (
+CREATE TABLE usage_adjustments (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     organization_id uuid NOT NULL REFERENCES organizations (id),
     model_id varchar(100) NOT NULL REFERENCES models (id),
@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS usage_adjustments (
 );
 
 -- Usage by hour, model and price version.
-CREATE TABLE IF NOT EXISTS usage_hours (
+CREATE TABLE usage_hours (
     organization_id uuid NOT NULL REFERENCES organizations (id),
     model_id varchar(100) NOT NULL REFERENCES models (id),
     price_version integer NOT NULL,

@@ -206,6 +206,8 @@ async fn racing_closers_make_one_invoice_each_and_numbers_without_a_gap() {
         assert!(reasons.iter().all(|r| r["reason"].as_str().unwrap().contains("1.500000000002")), "{reasons:?}");
     }
     assert!(refused >= 1, "the mismatch is reported");
+    let seen = plane.metric("turnpike_controlplane_closing_mismatches_total").await;
+    assert!(seen.is_some_and(|count| count >= 1.0), "{seen:?}");
     let numbers: Vec<String> =
         sqlx::query_scalar("SELECT invoice_number FROM invoices ORDER BY 1").fetch_all(&plane.pool).await.unwrap();
     let year = Utc::now().year();
