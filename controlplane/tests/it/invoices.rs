@@ -451,6 +451,34 @@ async fn months_are_closed_by_themselves_once_every_edge_has_shipped() {
 }
 
 #[tokio::test]
+async fn two_control_planes_close_a_month_once() {
+    let settings = "billing.close_every = \"100ms\"\nbilling.close_after = \"0ms\"";
+    let first = Plane::start_with(settings).await;
+    first.model("m").await;
+    let mut events = Vec::new();
+    for n in 0..8 {
+        let tenant = first.tenant(&format!("org-{n}")).await;
+        events.push(spending(&tenant, "m", within(1), "1.01"));
+    }
+    let second = Plane::start_on(first.database.clone(), settings).await;
+    Meter::connect(&first, "e1").await.ship(1, 0, &events).await;
+    // By hand at the same time as well.
+    let body = json!({"month": month_of(first_of(1))});
+    futures::future::join_all([first.post("/invoices/close", body.clone()), second.post("/invoices/close", body)])
+        .await;
+    eventually("every invoice", || async { (count(&first, "SELECT count(*) FROM invoices").await == 8).then_some(()) })
+        .await;
+    let numbers: Vec<String> = sqlx::query_scalar("SELECT right(invoice_number, 6) FROM invoices ORDER BY 1")
+        .fetch_all(&first.pool)
+        .await
+        .unwrap();
+    assert_eq!(numbers, (1..=8).map(|n| format!("{n:06}")).collect::<Vec<_>>());
+    for plane in [&first, &second] {
+        assert_eq!(plane.metric("turnpike_controlplane_closing_failures_total").await, Some(0.0));
+    }
+}
+
+#[tokio::test]
 async fn months_end_where_they_end() {
     let plane = Plane::start().await;
     plane.model("m").await;
