@@ -4,7 +4,7 @@ use super::invoices::{by, locked};
 use super::{ActionError, Checks, Operator};
 use crate::closing;
 use crate::context::Context;
-use crate::invoicing::share;
+use crate::invoicing::{Note, note_html, share};
 use crate::store::StoreError;
 use crate::store::credit_notes::{self, CreditNote, INVOICE, NewCreditNote, TOTAL};
 use crate::store::invoices::{self, OPEN, PAID, UNCOLLECTIBLE};
@@ -157,6 +157,24 @@ fn worded(error: StoreError) -> ActionError {
         }
         error => error.into(),
     }
+}
+
+/// The page of one of an invoice's.
+pub(crate) async fn page(context: &Context, invoice: Uuid, id: Uuid) -> Result<String, ActionError> {
+    let mut connection = context.store.read().await?;
+    let found = invoices::get(&mut connection, invoice).await?;
+    let document = found.ok_or_else(|| ActionError::not_found("invoice", invoice))?.document();
+    let notes = credit_notes::of_invoice(&mut connection, invoice).await?;
+    let note = notes.iter().find(|note| note.id == id).ok_or_else(|| ActionError::not_found("credit note", id))?;
+    let note = Note {
+        number: &note.credit_note_number,
+        issued_on: note.issued_on,
+        amount: note.amount(),
+        tax: note.tax(),
+        reason: &note.reason,
+        to_prepaid: note.to_prepaid,
+    };
+    Ok(note_html(&document, note))
 }
 
 /// Those of an invoice, the oldest first.

@@ -335,6 +335,10 @@ async fn credit_notes_are_never_more_than_their_invoice() {
     let after = plane.get(&format!("/invoices/{}", id(&invoice))).await;
     assert_eq!((figures(&after), &after["checksum"]), (figures(&invoice), &invoice["checksum"]), "it stays as it was");
     assert_eq!((&after["credited_amount"], &after["remaining_due"]), (&json!("12"), &json!("9")));
+    let page = format!("/admin/v1{path}/{}.html", id(&first));
+    let page = plane.raw(Method::GET, &page, Some(OWNER), None).await;
+    assert!(page.text.contains("an outage") && page.text.contains("2.50"), "{}", page.text);
+    plane.refused(Method::GET, &format!("{path}/{}", uuid::Uuid::new_v4()), "", 404).await;
     for sql in ["UPDATE credit_notes SET amount = 1", "DELETE FROM credit_notes"] {
         assert!(sqlx::query(sql).execute(&plane.pool).await.is_err(), "{sql}");
     }
