@@ -520,12 +520,11 @@ CREATE TABLE public.prepaid_entries (
     idempotency_key character varying(200) NOT NULL,
     day date,
     used numeric(24,12) DEFAULT 0 NOT NULL,
-    unsettled numeric(24,12) DEFAULT 0 NOT NULL,
     actor text NOT NULL,
     note text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT prepaid_entries_check CHECK ((((kind)::text <> ALL ((ARRAY['opening'::character varying, 'usage'::character varying])::text[])) OR (day IS NOT NULL))),
-    CONSTRAINT prepaid_entries_check1 CHECK ((((kind)::text <> 'usage'::text) OR ((amount = (- used)) AND (unsettled = used)))),
+    CONSTRAINT prepaid_entries_check1 CHECK ((((kind)::text <> 'usage'::text) OR (amount = (- used)))),
     CONSTRAINT prepaid_entries_kind_check CHECK (((kind)::text = ANY ((ARRAY['opening'::character varying, 'top_up'::character varying, 'recharge'::character varying, 'adjustment'::character varying, 'usage'::character varying, 'invoice'::character varying, 'credit'::character varying, 'refund'::character varying])::text[])))
 );
 
@@ -536,6 +535,13 @@ ALTER TABLE public.prepaid_entries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENT
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE public.prepaid_settlements (
+    invoice_id uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    day date NOT NULL,
+    amount numeric(24,12) NOT NULL
 );
 
 CREATE TABLE public.purged_answers (
@@ -561,6 +567,15 @@ CREATE TABLE public.recharges (
     CONSTRAINT recharges_check CHECK ((((status)::text = 'open'::text) = (ended_at IS NULL))),
     CONSTRAINT recharges_failures_check CHECK ((failures >= 0)),
     CONSTRAINT recharges_status_check CHECK (((status)::text = ANY ((ARRAY['open'::character varying, 'succeeded'::character varying, 'failed'::character varying])::text[])))
+);
+
+CREATE TABLE public.stripe_credit_notes (
+    credit_note_id uuid NOT NULL,
+    stripe_id character varying(100),
+    failures integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    error text,
+    CONSTRAINT stripe_credit_notes_failures_check CHECK ((failures >= 0))
 );
 
 CREATE TABLE public.stripe_events (
@@ -753,6 +768,9 @@ ALTER TABLE ONLY public.prepaid_entries
 ALTER TABLE ONLY public.prepaid_entries
     ADD CONSTRAINT prepaid_entries_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.prepaid_settlements
+    ADD CONSTRAINT prepaid_settlements_pkey PRIMARY KEY (invoice_id, day);
+
 ALTER TABLE ONLY public.purged_answers
     ADD CONSTRAINT purged_answers_pkey PRIMARY KEY (cache_key);
 
@@ -761,6 +779,9 @@ ALTER TABLE ONLY public.recharges
 
 ALTER TABLE ONLY public.recharges
     ADD CONSTRAINT recharges_provider_id_key UNIQUE (provider_id);
+
+ALTER TABLE ONLY public.stripe_credit_notes
+    ADD CONSTRAINT stripe_credit_notes_pkey PRIMARY KEY (credit_note_id);
 
 ALTER TABLE ONLY public.stripe_events
     ADD CONSTRAINT stripe_events_pkey PRIMARY KEY (id);
@@ -885,6 +906,8 @@ CREATE UNIQUE INDEX idx_organizations_slug ON public.organizations USING btree (
 
 CREATE INDEX idx_prepaid_entries_organization_id ON public.prepaid_entries USING btree (organization_id, id);
 
+CREATE INDEX idx_prepaid_settlements_day ON public.prepaid_settlements USING btree (organization_id, day);
+
 CREATE INDEX idx_purged_answers_purged_at ON public.purged_answers USING btree (purged_at);
 
 CREATE UNIQUE INDEX idx_recharges_one_open ON public.recharges USING btree (organization_id) WHERE ((status)::text = 'open'::text);
@@ -926,6 +949,10 @@ CREATE TRIGGER model_prices_no_truncate BEFORE TRUNCATE ON public.model_prices F
 CREATE TRIGGER prepaid_entries_append_only BEFORE DELETE OR UPDATE ON public.prepaid_entries FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER prepaid_entries_no_truncate BEFORE TRUNCATE ON public.prepaid_entries FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER prepaid_settlements_append_only BEFORE DELETE OR UPDATE ON public.prepaid_settlements FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER prepaid_settlements_no_truncate BEFORE TRUNCATE ON public.prepaid_settlements FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
@@ -1014,8 +1041,17 @@ ALTER TABLE ONLY public.model_versions
 ALTER TABLE ONLY public.prepaid_entries
     ADD CONSTRAINT prepaid_entries_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
+ALTER TABLE ONLY public.prepaid_settlements
+    ADD CONSTRAINT prepaid_settlements_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);
+
+ALTER TABLE ONLY public.prepaid_settlements
+    ADD CONSTRAINT prepaid_settlements_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
 ALTER TABLE ONLY public.recharges
     ADD CONSTRAINT recharges_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.stripe_credit_notes
+    ADD CONSTRAINT stripe_credit_notes_credit_note_id_fkey FOREIGN KEY (credit_note_id) REFERENCES public.credit_notes(id);
 
 ALTER TABLE ONLY public.stripe_invoices
     ADD CONSTRAINT stripe_invoices_invoice_id_fkey FOREIGN KEY (invoice_id) REFERENCES public.invoices(id);

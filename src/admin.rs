@@ -78,6 +78,12 @@ impl Client {
         self.call(Method::GET, path, None).await
     }
 
+    /// Reads what is at `path` as it comes, whatever its type.
+    pub(crate) async fn text(&self, path: &str) -> Result<String, Error> {
+        let (url, response) = self.send(Method::GET, path, None).await?;
+        response.text().await.map_err(|source| Error::Unreachable { url, source: source.without_url() })
+    }
+
     /// Creates something.
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Error> {
         self.call(Method::POST, path, Some(body)).await
@@ -126,17 +132,28 @@ impl Client {
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&Value>) -> Result<T, Error> {
+        let (url, response) = self.send(method, path, body).await?;
+        response.json().await.map_err(|source| Error::Unreachable { url, source: source.without_url() })
+    }
+
+    /// The answer, if it says yes.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(String, reqwest::Response), Error> {
         let url = format!("{}/admin/v1{path}", self.base);
-        let unreachable =
-            |source: reqwest::Error| Error::Unreachable { url: url.clone(), source: source.without_url() };
         let mut request = self.http.request(method, &url).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }
+        let unreachable =
+            |source: reqwest::Error| Error::Unreachable { url: url.clone(), source: source.without_url() };
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         if status.is_success() {
-            return response.json().await.map_err(unreachable);
+            return Ok((url, response));
         }
         let detail = match response.json::<Problem>().await {
             Ok(problem) => problem.detail.unwrap_or(problem.title),

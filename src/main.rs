@@ -3,7 +3,9 @@
 mod admin;
 mod certs;
 mod cpu;
+mod invoices;
 mod logging;
+mod operator;
 mod pki;
 mod plane;
 mod private;
@@ -41,6 +43,8 @@ enum Command {
     GpuNode(plane::Args),
     /// Show what was used, and what it cost.
     Usage(usage::Args),
+    /// List, show and make invoices.
+    Invoices(invoices::Args),
     /// Make the certificates by which planes know each other.
     #[command(subcommand)]
     Certs(certs::Command),
@@ -71,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Dataplane(args) => plane::dataplane(&args),
         Command::GpuNode(args) => plane::gpu_node(&args),
         Command::Usage(args) => usage::run(&args),
+        Command::Invoices(args) => invoices::run(&args),
         Command::Certs(command) => certs::run(&command),
         Command::Weights(command) => weights::run(&command),
     }

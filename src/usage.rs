@@ -1,11 +1,11 @@
 //! `turnpike usage`: what was used, and what it cost, as a table.
 
-use crate::{admin, private, up};
+use crate::admin;
+use crate::operator::{Operator, block_on, columns};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::PathBuf;
 
 /// Show what was used, and what it cost.
 #[derive(Clone, Debug, clap::Args)]
@@ -15,15 +15,8 @@ Examples:
   turnpike usage --from 2026-01-01 --to 2026-02-01 --json
   TURNPIKE_ADMIN_URL=https://control.example.com TURNPIKE_ADMIN_TOKEN=… turnpike usage")]
 pub(crate) struct Args {
-    /// The control plane's address; otherwise that of the `up` in --data-dir.
-    #[arg(long, env = "TURNPIKE_ADMIN_URL", value_name = "URL")]
-    admin_url: Option<String>,
-    /// A token for it; otherwise that of the `up` in --data-dir.
-    #[arg(long, env = "TURNPIKE_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    admin_token: Option<String>,
-    /// Data directory of a `turnpike up`.
-    #[arg(long, default_value = "./.turnpike", value_name = "DIR")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    operator: Operator,
     /// First UTC day, such as 2026-01-31; otherwise 30 days ago.
     #[arg(long, value_name = "DAY", value_parser = day)]
     from: Option<String>,
@@ -71,29 +64,10 @@ struct Organization {
 
 /// `turnpike usage`
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let client = client(args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
-    let sums = runtime.block_on(fetch(&client, args))?;
+    let client = args.operator.client()?;
+    let sums = block_on(fetch(&client, args))?;
     let text = if args.json { format!("{}\n", serde_json::to_string(&sums)?) } else { table(&sums) };
     Ok(std::io::stdout().write_all(text.as_bytes())?)
-}
-
-fn client(args: &Args) -> anyhow::Result<admin::Client> {
-    let running = match (&args.admin_url, &args.admin_token) {
-        (Some(_), Some(_)) => None,
-        _ => up::Running::read(&args.data_dir)?,
-    };
-    let missing = || {
-        let dir = args.data_dir.display();
-        format!("no `turnpike up` runs in {dir}; name its --data-dir, or give --admin-url and --admin-token")
-    };
-    let url = args.admin_url.clone().or_else(|| running.as_ref().map(|running| running.admin_url.clone()));
-    let token = match (&args.admin_token, &running) {
-        (Some(token), _) => Some(token.clone()),
-        (None, Some(running)) => private::read(&running.admin_token_file)?,
-        (None, None) => None,
-    };
-    Ok(admin::Client::new(&url.with_context(missing)?, &token.with_context(missing)?)?)
 }
 
 async fn fetch(client: &admin::Client, args: &Args) -> anyhow::Result<Vec<Sum>> {
@@ -127,21 +101,7 @@ fn table(sums: &[Sum]) -> String {
         [organization.clone(), model_id.clone(), date.clone(), requests, prompt, completion, cost_usd.clone()]
     };
     let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned)).chain(sums.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; TITLES.len()] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths).enumerate();
-        let padded =
-            cells.map(
-                |(column, (cell, width))| {
-                    if column < NUMBERS_FROM { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-                },
-            );
-        text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    columns(&rows, NUMBERS_FROM)
 }
 
 #[cfg(test)]

@@ -160,7 +160,11 @@ pub(crate) async fn close(
         return Err(CloseError::Unsummed(month));
     }
     let id = draft.unwrap_or_else(Uuid::now_v7);
-    let Some(mut document) = draw_up(&mut tx, &context.invoicing, organization, month, id).await? else {
+    let drawn = draw_up(&mut tx, &context.invoicing, organization, month, id).await;
+    if let Err(CloseError::Differs { .. }) = &drawn {
+        context.metrics.closing_mismatches.inc();
+    }
+    let Some(mut document) = drawn? else {
         if draft.is_some() {
             invoices::delete_draft(&mut tx, id).await?;
             commit(tx, until).await?;
@@ -234,18 +238,16 @@ async fn open(
 ) -> Result<(), CloseError> {
     let (organization, today) = (document.organization_id, now.date_naive());
     charges::take_up(connection, organization, month, id).await?;
-    let (credit, entry) = settle(connection, document, month, now).await?;
+    let (credit, entry) = settle(connection, document, month, id, now).await?;
     document.credit(credit);
     document.issued_on = Some(today);
     document.due_date = today.checked_add_days(Days::new(settings.due_days.into()));
     document.invoice_number = invoices::next_number(connection, &settings.number_prefix, today).await?;
     let checksum = document.checksum().map_err(|error| CloseError::Internal(error.to_string()))?;
     invoices::open(connection, id, document, &checksum).await?;
-    if let Some((amount, debited)) = entry {
-        let key = format!("invoice:{id}");
-        let settled = Usd { pico: debited.pico.saturating_neg() };
-        let note = Some(document.invoice_number.as_str());
-        let entry = NewEntry { kind: Kind::Invoice, amount, key: &key, settled, actor: ACTOR, note };
+    if let Some(amount) = entry {
+        let (key, note) = (settlement_key(id), Some(document.invoice_number.as_str()));
+        let entry = NewEntry { kind: Kind::Invoice, amount, key: &key, actor: ACTOR, note };
         prepaid::append(connection, organization, &entry).await?;
     }
     if document.amount_due == Usd::ZERO {
@@ -254,17 +256,18 @@ async fn open(
     Ok(())
 }
 
-/// How much of an invoice is paid from money paid ahead, and the entry that settles it: what usage was debited for and
-/// is not settled yet comes back, and the credit goes. `None`: nothing was debited and there is nothing to pay from.
+/// How much of an invoice is paid from money paid ahead, and the amount of the entry that settles it: what usage that it
+/// charges was debited for comes back, and the credit goes. `None`: nothing was debited and there is nothing to pay from.
 async fn settle(
     connection: &mut PgConnection,
     document: &Document,
     month: Month,
+    id: Uuid,
     now: DateTime<Utc>,
-) -> Result<(Usd, Option<(Usd, Usd)>), CloseError> {
+) -> Result<(Usd, Option<Usd>), CloseError> {
     let organization = document.organization_id;
     prepaid::post_usage(connection, organization, month.plus(1).first_day()).await?;
-    let debited = prepaid::unsettled(connection, organization, month.plus(1).first_day()).await?;
+    let debited = prepaid::settle_days(connection, organization, month, id).await?;
     let standing = billing::standings(connection, Month::of(now), Some(&[organization])).await?;
     let left = standing.first().and_then(billing::Standing::prepaid_balance).unwrap_or_default();
     let available = Usd { pico: debited.pico.saturating_add(left.pico) };
@@ -273,11 +276,11 @@ async fn settle(
         return Ok((credit, None));
     }
     let amount = Usd { pico: debited.pico.saturating_sub(credit.pico) };
-    Ok((credit, Some((amount, debited))))
+    Ok((credit, Some(amount)))
 }
 
-/// Takes an invoice back: what was paid from money paid ahead returns, and what came late is open again. The caller
-/// holds the account's lock.
+/// Takes an invoice back: its settlement with money paid ahead is undone, so that its usage is debited as before, and what
+/// came late is open again. The caller holds the account's lock.
 pub(crate) async fn void(
     connection: &mut PgConnection,
     invoice: &Invoice,
@@ -286,11 +289,17 @@ pub(crate) async fn void(
 ) -> Result<(), StoreError> {
     invoices::set_status(connection, invoice.id, VOID, now).await?;
     charges::give_back(connection, invoice.id).await?;
-    if invoice.credit() != Usd::ZERO {
+    let settlement = prepaid::by_key(connection, invoice.organization_id, &settlement_key(invoice.id)).await?;
+    if let Some(settlement) = settlement {
         let (key, note) = (format!("void:{}", invoice.id), Some(invoice.invoice_number.as_str()));
-        let entry =
-            NewEntry { kind: Kind::Credit, amount: invoice.credit(), key: &key, settled: Usd::ZERO, actor, note };
+        let amount = Usd { pico: settlement.amount().pico.saturating_neg() };
+        let entry = NewEntry { kind: Kind::Credit, amount, key: &key, actor, note };
         prepaid::append(connection, invoice.organization_id, &entry).await?;
     }
     Ok(())
+}
+
+/// The key of the ledger's entry that settles an invoice.
+fn settlement_key(invoice: Uuid) -> String {
+    format!("invoice:{invoice}")
 }

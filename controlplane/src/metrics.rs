@@ -136,6 +136,8 @@ pub(crate) struct Metrics {
     pub(crate) posting_failures: Counter,
     /// Months or organizations that could not be closed.
     pub(crate) closing_failures: Counter,
+    /// Months whose lines and daily books differed.
+    pub(crate) closing_mismatches: Counter,
     /// 1 while a month waits for usage that may still come.
     pub(crate) closing_waiting: Gauge,
     /// Times that an invoice did not match its checksum when it was read.
@@ -176,6 +178,7 @@ impl Metrics {
             budget_failures: Counter::default(),
             posting_failures: Counter::default(),
             closing_failures: Counter::default(),
+            closing_mismatches: Counter::default(),
             closing_waiting: Gauge::default(),
             invoice_checksum_failures: Counter::default(),
             stripe_failures: Counter::default(),
@@ -220,6 +223,8 @@ impl Metrics {
         r.register("budget_failures", "Failed budget runs", self.budget_failures.clone());
         r.register("prepaid_posting_failures", "Failed posting runs", self.posting_failures.clone());
         r.register("closing_failures", "Months that could not be closed", self.closing_failures.clone());
+        let mismatches = self.closing_mismatches.clone();
+        r.register("closing_mismatches", "Months refused because lines and daily books differ", mismatches);
         r.register("closing_waiting", "Whether a month waits for usage to come", self.closing_waiting.clone());
         let failures = self.invoice_checksum_failures.clone();
         r.register("invoice_checksum_failures", "Reads of an invoice that does not match its checksum", failures);

@@ -15,8 +15,8 @@ use turnpike_config::settings::{BadSettings, Fields};
 
 /// Connections to PostgreSQL unless set otherwise.
 const DEFAULT_CONNECTIONS: u32 = 10;
-/// Fewest that still leave room beside the listener's own connection.
-const MIN_CONNECTIONS: u32 = 3;
+/// Fewest that still leave room beside the listener's own connection and those that say who leads.
+const MIN_CONNECTIONS: u32 = 6;
 /// Months of request log kept unless set otherwise: a full year beside the current month.
 const DEFAULT_KEEP_MONTHS: u32 = 13;
 /// Longest request log, months.
@@ -74,7 +74,7 @@ impl Settings {
             fields.mistake("postgres.url", "expected a URL such as postgres://user@host:5432/database");
         }
         if max_connections < MIN_CONNECTIONS {
-            fields.mistake("postgres.max_connections", "expected 3 or more");
+            fields.mistake("postgres.max_connections", "expected 6 or more");
         }
         if !(1..=MAX_KEEP_MONTHS).contains(&keep_months) {
             fields.mistake("usage.keep_months", "expected 1 to 120");

@@ -1,7 +1,7 @@
 -- Money: what was paid ahead, what tokens cost since when, and what was invoiced.
 
 -- Usage of days that an invoice covers already; it goes on the next one.
-CREATE TABLE IF NOT EXISTS usage_adjustments (
+CREATE TABLE usage_adjustments (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     organization_id uuid NOT NULL REFERENCES organizations (id),
     model_id varchar(100) NOT NULL REFERENCES models (id),
@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS usage_adjustments (
 );
 
 -- Usage by hour, model and price version.
-CREATE TABLE IF NOT EXISTS usage_hours (
+CREATE TABLE usage_hours (
     organization_id uuid NOT NULL REFERENCES organizations (id),
     model_id varchar(100) NOT NULL REFERENCES models (id),
     price_version integer NOT NULL,
@@ -52,14 +52,12 @@ CREATE TABLE prepaid_entries (
     -- The UTC day whose usage is covered, and how much of it.
     day date,
     used numeric(24, 12) NOT NULL DEFAULT 0,
-    -- What usage was debited for that no invoice has settled yet; the sum is what the next one is to settle.
-    unsettled numeric(24, 12) NOT NULL DEFAULT 0,
     actor text NOT NULL,
     note text,
     created_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (organization_id, idempotency_key),
     CHECK (kind NOT IN ('opening', 'usage') OR day IS NOT NULL),
-    CHECK (kind <> 'usage' OR amount = -used AND unsettled = used)
+    CHECK (kind <> 'usage' OR amount = -used)
 );
 
 CREATE INDEX idx_prepaid_entries_organization_id ON prepaid_entries (organization_id, id);
@@ -209,6 +207,23 @@ CREATE TABLE credit_notes (
 
 CREATE INDEX idx_credit_notes_organization_id ON credit_notes (organization_id);
 
+-- How much of each day's usage was debited from money paid ahead and came back with the settlement of an invoice that
+-- charges it. Those of void invoices do not count.
+CREATE TABLE prepaid_settlements (
+    invoice_id uuid NOT NULL REFERENCES invoices (id),
+    organization_id uuid NOT NULL REFERENCES organizations (id),
+    day date NOT NULL,
+    amount numeric(24, 12) NOT NULL,
+    PRIMARY KEY (invoice_id, day)
+);
+
+CREATE INDEX idx_prepaid_settlements_day ON prepaid_settlements (organization_id, day);
+
+CREATE TRIGGER prepaid_settlements_append_only BEFORE UPDATE OR DELETE ON prepaid_settlements
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER prepaid_settlements_no_truncate BEFORE TRUNCATE ON prepaid_settlements
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
 CREATE FUNCTION guard_credit_note() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     invoice invoices;
@@ -275,3 +290,12 @@ CREATE TABLE stripe_events (
 );
 
 CREATE INDEX idx_stripe_events_received_at ON stripe_events (received_at);
+
+-- Credit notes that Stripe was told of.
+CREATE TABLE stripe_credit_notes (
+    credit_note_id uuid PRIMARY KEY REFERENCES credit_notes (id),
+    stripe_id varchar(100),
+    failures integer NOT NULL DEFAULT 0 CHECK (failures >= 0),
+    retry_at timestamptz,
+    error text
+);

@@ -7,6 +7,7 @@ mod chaos;
 mod engine;
 mod faults;
 mod harness;
+mod invoices;
 mod lifecycle;
 mod limits;
 mod metering;

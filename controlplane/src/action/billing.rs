@@ -250,6 +250,10 @@ pub(crate) async fn patch(
     billing::lock(edit.connection(), id).await?;
     let before = standing(edit.connection(), id, month).await?;
     let wanted = wanted(patch, &before)?;
+    if wanted.account.auto_recharge_enabled && !before.account().auto_recharge_enabled && context.stripe.is_none() {
+        let detail = "nobody is there to ask for money: set stripe.secret_key_file and stripe.webhook_secret_file";
+        return Err(ActionError::field("auto_recharge_enabled", detail));
+    }
     billing::put(edit.connection(), id, &wanted.account).await?;
     if let Some(balance) = wanted.prepaid_balance {
         prepaid::set(edit.connection(), operator, id, balance, now).await?;

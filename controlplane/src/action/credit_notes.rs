@@ -4,10 +4,11 @@ use super::invoices::{by, locked};
 use super::{ActionError, Checks, Operator};
 use crate::closing;
 use crate::context::Context;
-use crate::invoicing::share;
+use crate::invoicing::{Note, note_html, share};
+use crate::store::StoreError;
 use crate::store::credit_notes::{self, CreditNote, INVOICE, NewCreditNote, TOTAL};
+use crate::store::invoices::{self, OPEN, PAID, UNCOLLECTIBLE};
 use crate::store::prepaid::{self, Kind, NewEntry};
-use crate::store::{StoreError, invoices};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -130,8 +131,14 @@ pub(crate) async fn create(
     if input.to_prepaid {
         prepaid::open(&mut tx, invoice.organization_id, today, &by.actor).await?;
         let (key, actor, note) = (format!("credit_note:{}", note.id), by.actor.as_str(), Some(number.as_str()));
-        let entry = NewEntry { kind: Kind::Credit, amount, key: &key, settled: Usd::ZERO, actor, note };
+        let entry = NewEntry { kind: Kind::Credit, amount, key: &key, actor, note };
         prepaid::append(&mut tx, invoice.organization_id, &entry).await?;
+    }
+    // Nothing is left to be paid.
+    let open = [OPEN, UNCOLLECTIBLE].contains(&invoice.status.as_str());
+    let after = invoices::get(&mut tx, invoice.id).await?;
+    if open && after.is_some_and(|invoice| invoice.remaining() == Usd::ZERO) {
+        invoices::set_status(&mut tx, invoice.id, PAID, now).await?;
     }
     let details = json!({"number": number, "amount": amount, "to_prepaid": input.to_prepaid});
     closing::note(&mut tx, &by, "invoice.credit", invoice.id, details).await?;
@@ -150,6 +157,24 @@ fn worded(error: StoreError) -> ActionError {
         }
         error => error.into(),
     }
+}
+
+/// The page of one of an invoice's.
+pub(crate) async fn page(context: &Context, invoice: Uuid, id: Uuid) -> Result<String, ActionError> {
+    let mut connection = context.store.read().await?;
+    let found = invoices::get(&mut connection, invoice).await?;
+    let document = found.ok_or_else(|| ActionError::not_found("invoice", invoice))?.document();
+    let notes = credit_notes::of_invoice(&mut connection, invoice).await?;
+    let note = notes.iter().find(|note| note.id == id).ok_or_else(|| ActionError::not_found("credit note", id))?;
+    let note = Note {
+        number: &note.credit_note_number,
+        issued_on: note.issued_on,
+        amount: note.amount(),
+        tax: note.tax(),
+        reason: &note.reason,
+        to_prepaid: note.to_prepaid,
+    };
+    Ok(note_html(&document, note))
 }
 
 /// Those of an invoice, the oldest first.

@@ -11,6 +11,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::error;
+use turnpike_config::Usd;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -24,6 +25,13 @@ pub(crate) struct InvoiceView {
     /// What it says; frozen once it is not a draft any more.
     #[serde(flatten)]
     pub(crate) document: Document,
+    /// What credit notes take back of it, dollars.
+    #[schema(value_type = String, example = "0")]
+    credited_amount: Usd,
+    /// What is still to be paid of an open one: `amount_due`, less credit notes that did not go into the ledger of money
+    /// paid ahead.
+    #[schema(value_type = String, example = "107.1")]
+    remaining_due: Usd,
     /// SHA-256 of its canonical form, once it is not a draft any more.
     pub(crate) checksum: Option<String>,
     /// Whether it still says what it said when it was opened. False: somebody changed the row.
@@ -106,6 +114,12 @@ fn view(context: &Context, invoice: Invoice) -> InvoiceView {
     }
     InvoiceView {
         document: invoice.document(),
+        credited_amount: invoice.credited(),
+        remaining_due: if [OPEN, UNCOLLECTIBLE].contains(&invoice.status.as_str()) {
+            invoice.remaining()
+        } else {
+            Usd::ZERO
+        },
         id: invoice.id,
         status: invoice.status,
         checksum: invoice.checksum,

@@ -134,7 +134,7 @@ pub(crate) async fn create(
     }
     prepaid::open(edit.connection(), id, now.date_naive(), &actor).await?;
     let note = input.note.as_deref();
-    let entry = NewEntry { kind, amount, key: &key, settled: Usd::ZERO, actor: &actor, note };
+    let entry = NewEntry { kind, amount, key: &key, actor: &actor, note };
     let entry = append(edit.connection(), id, &entry).await?;
     let details = json!({"kind": kind.name(), "amount": amount, "entry": entry.id});
     audit(&mut edit, operator, "prepaid.append", ("organization", &id.to_string()), details).await?;
@@ -168,7 +168,7 @@ pub(super) async fn set(
     let amount = Usd { pico: balance.unwrap_or_default().pico.saturating_sub(left.unwrap_or_default().pico) };
     if amount != Usd::ZERO {
         let (key, note) = (format!("set:{}", Uuid::now_v7()), Some("the balance was set"));
-        let entry = NewEntry { kind: Kind::Adjustment, amount, key: &key, settled: Usd::ZERO, actor: &actor, note };
+        let entry = NewEntry { kind: Kind::Adjustment, amount, key: &key, actor: &actor, note };
         append(connection, id, &entry).await?;
     }
     if balance.is_none() {

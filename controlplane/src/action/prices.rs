@@ -38,17 +38,20 @@ pub(crate) async fn create(
     now: DateTime<Utc>,
 ) -> Result<ModelPrice, ActionError> {
     // Edges know milliseconds; what is stored must be the same time.
-    let from = input.effective_from.unwrap_or(now).trunc_subsecs(3);
-    if input.effective_from.is_some() && from < now.trunc_subsecs(3) {
+    let later = input.effective_from.map(|from| from.trunc_subsecs(3));
+    if later.is_some_and(|from| from < now.trunc_subsecs(3)) {
         let detail = "is in the past: usage may have been charged by the price of then; leave it out for now";
         return Err(ActionError::field("effective_from", detail));
     }
-    if from.signed_duration_since(now) > FARTHEST {
+    if later.is_some_and(|from| from.signed_duration_since(now) > FARTHEST) {
         return Err(ActionError::field("effective_from", "expected at most five years ahead"));
     }
     let mut edit = context.feed.edit(operator.name()).await?;
     let model = models::get(edit.connection(), id).await?;
     let model = model.ok_or_else(|| ActionError::not_found("model", id))?;
+    // Under the lock: of two that begin now, the later one begins later.
+    let now = Utc::now();
+    let from = later.unwrap_or(now);
     if from > now && prices::coming(edit.connection(), id).await? >= MAX_COMING {
         return Err(ActionError::Conflict(format!("{MAX_COMING} prices of {id} wait to begin already")));
     }

@@ -33,6 +33,7 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(void))
         .routes(routes!(give_up))
         .routes(routes!(list_credit_notes, create_credit_note))
+        .routes(routes!(print_credit_note))
 }
 
 /// Which invoices.
@@ -89,6 +90,10 @@ fn csv(text: String) -> Response {
     ([(header::CONTENT_TYPE, CSV)], text).into_response()
 }
 
+fn html(page: String) -> Response {
+    ([(header::CONTENT_TYPE, HTML), (header::CONTENT_SECURITY_POLICY, POLICY)], page).into_response()
+}
+
 /// List invoices, the newest first; as JSON or CSV.
 #[utoipa::path(get, path = "/admin/v1/invoices", tag = "billing", params(InvoiceParams),
     responses((status = 200, body = Page<InvoiceView>), (status = "4XX", body = Problem)))]
@@ -137,7 +142,7 @@ async fn get(State(state): State<ApiState>, headers: HeaderMap, Path(name): Path
         Form::Html => {
             let InvoiceView { document, status, checksum, checksum_valid, .. } = &invoice;
             let page = invoicing::html(document, status, checksum.as_deref(), *checksum_valid);
-            ([(header::CONTENT_TYPE, HTML), (header::CONTENT_SECURITY_POLICY, POLICY)], page).into_response()
+            html(page)
         }
     })
 }
@@ -209,6 +214,19 @@ struct CreditNotes {
     responses((status = 200, body = CreditNotes), (status = "4XX", body = Problem)))]
 async fn list_credit_notes(State(state): State<ApiState>, Path(id): Path<Uuid>) -> Result<Json<CreditNotes>, Problem> {
     Ok(Json(CreditNotes { data: credit_notes::list(&state.context, id).await? }))
+}
+
+/// Get a credit note as a page to print.
+#[utoipa::path(get, path = "/admin/v1/invoices/{id}/credit_notes/{note}", tag = "billing",
+    params(("id" = Uuid, Path), ("note" = String, Path, description = "The note's id, and `.html` behind it if wanted")),
+    responses((status = 200, body = String, content_type = "text/html"), (status = "4XX", body = Problem)))]
+async fn print_credit_note(
+    State(state): State<ApiState>,
+    Path((id, note)): Path<(Uuid, String)>,
+) -> Result<Response, Problem> {
+    let note = note.strip_suffix(".html").unwrap_or(&note);
+    let note = note.parse().map_err(|_| Problem::field("path", "expected the id of a credit note"))?;
+    Ok(html(credit_notes::page(&state.context, id, note).await?))
 }
 
 /// Correct an invoice by a credit note. A key that was used before makes nothing and answers 200.

@@ -1,6 +1,7 @@
 //! Collecting money through Stripe: invoices are sent there, little money paid ahead is recharged, and what it says of
 //! both is taken in. Nothing of it runs unless it is configured.
 
+mod credit_notes;
 mod events;
 mod invoices;
 mod recharges;
@@ -66,6 +67,8 @@ pub(crate) async fn run(context: Arc<Context>, every: Duration, stop: Cancellati
 async fn reconcile(context: &Context, stripe: &Stripe) -> Result<(), StoreError> {
     let Some(leading) = leader::try_lead(&context.store, leader::COLLECTING).await? else { return Ok(()) };
     recharges::reconcile(context, stripe, Utc::now()).await?;
+    // Before the invoices: one of which nothing is left is paid there by its note.
+    credit_notes::reconcile(context, stripe).await?;
     invoices::reconcile(context, stripe).await?;
     store::forget_events(&mut *context.store.read().await?).await?;
     leading.end().await

@@ -128,7 +128,7 @@ pub(super) async fn settle(
             let amount = Usd { pico: i128::from(intent.amount_received) * CENT };
             prepaid::open(connection, organization, now.date_naive(), ACTOR).await?;
             let (key, note) = (format!("recharge:{id}"), Some(intent.id.as_str()));
-            let entry = NewEntry { kind: Kind::Recharge, amount, key: &key, settled: Usd::ZERO, actor: ACTOR, note };
+            let entry = NewEntry { kind: Kind::Recharge, amount, key: &key, actor: ACTOR, note };
             let new = prepaid::append(connection, organization, &entry).await?.is_some();
             store::succeed(connection, id, now).await?;
             Ok(new.then_some(organization))

@@ -2,6 +2,7 @@
 
 use super::document::{Document, Party, percent_text};
 use super::lines::{Line, UnitPrices};
+use chrono::NaiveDate;
 use turnpike_config::Usd;
 
 const STYLE: &str = include_str!("invoice.css");
@@ -109,9 +110,51 @@ fn sums(document: &Document) -> String {
     rows.chain([due]).collect()
 }
 
+/// What a credit note's page says beside what its invoice does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Note<'a> {
+    /// As shown.
+    pub(crate) number: &'a str,
+    /// When it was given.
+    pub(crate) issued_on: NaiveDate,
+    /// What is taken back, tax included.
+    pub(crate) amount: Usd,
+    /// The tax in it.
+    pub(crate) tax: Usd,
+    /// Why.
+    pub(crate) reason: &'a str,
+    /// It went into the ledger of money paid ahead.
+    pub(crate) to_prepaid: bool,
+}
+
+/// The page of a credit note.
+pub(crate) fn render_note(invoice: &Document, note: Note<'_>) -> String {
+    let number = escape(note.number);
+    let where_to = if note.to_prepaid { "added to prepaid credit" } else { "taken off the invoice" };
+    let net = Usd { pico: note.amount.pico.saturating_sub(note.tax.pico) };
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Credit note {number}</title>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n<header><h1>Credit note</h1>\n<dl><dt>Number</dt><dd>{number}</dd>\
+         <dt>Date</dt><dd>{}</dd><dt>For invoice</dt><dd>{}</dd><dt>Reason</dt><dd>{}</dd></dl></header>\n\
+         <div class=\"parties\">{}{}</div>\n<table class=\"sums\">\n<tr><td>Net</td><td>{}</td></tr>\n\
+         <tr><td>Tax</td><td>{}</td></tr>\n<tr class=\"due\"><td>Credit ({})</td><td>{}</td></tr>\n</table>\n\
+         <footer>This amount is {where_to}. The tax in it is rounded once, in the proportion that it has in the \
+         invoice.</footer>\n</body>\n</html>\n",
+        note.issued_on,
+        escape(&invoice.invoice_number),
+        escape(note.reason),
+        party("From", &invoice.seller),
+        party("To", &invoice.buyer),
+        amount(net),
+        amount(note.tax),
+        escape(&invoice.currency),
+        amount(note.amount),
+    )
+}
+
 /// The page. `status` is the invoice's, `checksum` that of its canonical form, and `verified` whether it still holds.
 pub(crate) fn render(document: &Document, status: &str, checksum: Option<&str>, verified: bool) -> String {
-    let day = |day: Option<chrono::NaiveDate>| day.map_or_else(|| "—".to_owned(), |day| day.to_string());
+    let day = |day: Option<NaiveDate>| day.map_or_else(|| "—".to_owned(), |day| day.to_string());
     let number = escape(&document.invoice_number);
     let warning = match (verified, status) {
         (_, "draft") => "<p class=\"warning\">Draft: not an invoice yet.</p>",
@@ -172,6 +215,25 @@ mod tests {
         assert_eq!(shown("-3"), "−3.00");
         assert_eq!(shown("0.000002"), "0.000002");
         assert_eq!(count(-1000), "−1,000");
+    }
+
+    #[test]
+    fn a_credit_note_says_what_it_takes_back_and_of_which_invoice() {
+        let usd = |text: &str| text.parse().unwrap_or_default();
+        let note = Note {
+            number: "TP-CN-2026-000001",
+            issued_on: NaiveDate::default(),
+            amount: usd("3"),
+            tax: usd("0.5"),
+            reason: "<script>",
+            to_prepaid: true,
+        };
+        let page = render_note(&document(&[1]), note);
+        for part in ["TP-CN-2026-000001", "TP-2026-000001", "2.50", "0.50", "3.00", "prepaid credit", "&lt;script&gt;"]
+        {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert!(!page.contains("<script"), "{page}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use rust_decimal::Decimal;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sqlx::AssertSqlSafe;
 use sqlx::types::Json;
 use turnpike_config::Usd;
 use uuid::Uuid;
@@ -66,6 +67,8 @@ pub(crate) struct Invoice {
     tax_rate: Decimal,
     credit_applied: Decimal,
     amount_due: Decimal,
+    credited: Decimal,
+    credited_due: Decimal,
     /// Of the document, once it is not a draft any more.
     pub(crate) checksum: Option<String>,
 }
@@ -117,9 +120,14 @@ impl Invoice {
         usd(self.tax_amount)
     }
 
-    /// What was paid from money paid ahead.
-    pub(crate) fn credit(&self) -> Usd {
-        usd(self.credit_applied)
+    /// What credit notes take back of it in all.
+    pub(crate) fn credited(&self) -> Usd {
+        usd(self.credited)
+    }
+
+    /// What is still to be paid, less credit notes that did not go elsewhere; not below nothing.
+    pub(crate) fn remaining(&self) -> Usd {
+        usd((self.amount_due - self.credited_due).max(Decimal::ZERO))
     }
 }
 
@@ -127,6 +135,14 @@ impl Invoice {
 fn read<T: DeserializeOwned>(value: &Value) -> Option<T> {
     T::deserialize(value).ok()
 }
+
+/// Invoices with what credit notes take back of them.
+const INVOICES: &str = "
+SELECT i.*, coalesce(n.credited, 0) AS credited, coalesce(n.credited_due, 0) AS credited_due
+FROM invoices i LEFT JOIN LATERAL (
+    SELECT sum(amount) AS credited, sum(amount) FILTER (WHERE NOT to_prepaid) AS credited_due
+    FROM credit_notes WHERE invoice_id = i.id
+) AS n ON true";
 
 /// Who pays, where to, and on which terms.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -292,7 +308,8 @@ pub(crate) async fn delete_draft(connection: &mut PgConnection, id: Uuid) -> Res
 
 /// One invoice.
 pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Option<Invoice>, StoreError> {
-    Ok(sqlx::query_as("SELECT * FROM invoices WHERE id = $1").bind(id).fetch_optional(connection).await?)
+    let sql = format!("{INVOICES} WHERE i.id = $1");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(connection).await?)
 }
 
 /// The invoice of an organization's month that is not void.
@@ -301,11 +318,8 @@ pub(crate) async fn of_month(
     organization: Uuid,
     month: Month,
 ) -> Result<Option<Invoice>, StoreError> {
-    Ok(sqlx::query_as("SELECT * FROM invoices WHERE organization_id = $1 AND period_start = $2 AND status <> 'void'")
-        .bind(organization)
-        .bind(month.first_day())
-        .fetch_optional(connection)
-        .await?)
+    let sql = format!("{INVOICES} WHERE i.organization_id = $1 AND i.period_start = $2 AND i.status <> 'void'");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization).bind(month.first_day()).fetch_optional(connection).await?)
 }
 
 /// Which invoices.
@@ -326,17 +340,17 @@ pub(crate) async fn list(
     before: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<Invoice>, StoreError> {
-    Ok(sqlx::query_as(
-        "SELECT * FROM invoices WHERE ($1::uuid IS NULL OR organization_id = $1)
-             AND ($2::text IS NULL OR status = $2) AND ($3::date IS NULL OR period_start = $3)
-             AND ($4::uuid IS NULL OR id < $4)
-         ORDER BY id DESC LIMIT $5",
-    )
-    .bind(filter.organization)
-    .bind(&filter.status)
-    .bind(filter.month)
-    .bind(before)
-    .bind(limit)
-    .fetch_all(connection)
-    .await?)
+    let sql = format!(
+        "{INVOICES} WHERE ($1::uuid IS NULL OR i.organization_id = $1) AND ($2::text IS NULL OR i.status = $2)
+             AND ($3::date IS NULL OR i.period_start = $3) AND ($4::uuid IS NULL OR i.id < $4)
+         ORDER BY i.id DESC LIMIT $5"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql))
+        .bind(filter.organization)
+        .bind(&filter.status)
+        .bind(filter.month)
+        .bind(before)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?)
 }

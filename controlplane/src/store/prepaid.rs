@@ -3,6 +3,7 @@
 //! Whoever appends holds the account's lock ([`super::billing::lock`]), so that what they read of it still holds.
 
 use super::amounts::{decimal, usd};
+use super::partitions::Month;
 use super::{PgConnection, StoreError};
 use chrono::{DateTime, NaiveDate, Utc};
 use rust_decimal::Decimal;
@@ -20,7 +21,7 @@ pub(crate) enum Kind {
     Adjustment,
     /// An invoice was settled: what usage was debited for it, less what the invoice says is paid from it.
     Invoice,
-    /// An invoice that had been paid from it was void, or a credit note.
+    /// An invoice's settlement was undone, or a credit note.
     Credit,
     /// Money went back to the customer.
     Refund,
@@ -49,8 +50,6 @@ pub(crate) struct NewEntry<'a> {
     pub(crate) amount: Usd,
     /// The same key again is the same entry.
     pub(crate) key: &'a str,
-    /// Usage that was debited and is settled with this, negative.
-    pub(crate) settled: Usd,
     /// Who.
     pub(crate) actor: &'a str,
     /// In words.
@@ -98,15 +97,14 @@ pub(crate) async fn append(
     entry: &NewEntry<'_>,
 ) -> Result<Option<Entry>, StoreError> {
     Ok(sqlx::query_as(
-        "INSERT INTO prepaid_entries (organization_id, kind, amount, idempotency_key, unsettled, actor, note)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
+        "INSERT INTO prepaid_entries (organization_id, kind, amount, idempotency_key, actor, note)
+         VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (organization_id, idempotency_key) DO NOTHING RETURNING *",
     )
     .bind(organization)
     .bind(entry.kind.name())
     .bind(decimal(entry.amount)?)
     .bind(entry.key)
-    .bind(decimal(entry.settled)?)
     .bind(entry.actor)
     .bind(entry.note)
     .fetch_optional(connection)
@@ -191,8 +189,8 @@ pub(crate) async fn post_usage(
     end: NaiveDate,
 ) -> Result<u64, StoreError> {
     let sql = format!(
-        "INSERT INTO prepaid_entries (organization_id, kind, amount, idempotency_key, day, used, unsettled, actor)
-         SELECT $1, 'usage', -rest, format('usage:%s:%s', date, entries), date, rest, rest, 'usage'
+        "INSERT INTO prepaid_entries (organization_id, kind, amount, idempotency_key, day, used, actor)
+         SELECT $1, 'usage', -rest, format('usage:%s:%s', date, entries), date, rest, 'usage'
          FROM (
              SELECT days.date, days.used - coalesce(posted.used, 0) AS rest, coalesce(posted.entries, 0) AS entries
              FROM ({USED_BY_DAY}) AS days
@@ -208,22 +206,47 @@ pub(crate) async fn post_usage(
     Ok(posted.rows_affected())
 }
 
-/// What usage of days before `end` was debited for and no invoice has settled yet.
-pub(crate) async fn unsettled(
+/// Notes how much of what an invoice charges was debited day by day and comes back with its settlement, and gives the
+/// sum. The invoice has taken up what came late, and usage until its month's end is posted.
+pub(crate) async fn settle_days(
     connection: &mut PgConnection,
     organization: Uuid,
-    end: NaiveDate,
+    month: Month,
+    invoice: Uuid,
 ) -> Result<Usd, StoreError> {
-    let sum: Decimal = sqlx::query_scalar(
-        "SELECT greatest(coalesce(sum(unsettled), 0), 0) FROM prepaid_entries
-         WHERE organization_id = $1 AND (day IS NULL OR day < $2)",
-    )
-    .bind(organization)
-    .bind(end)
-    .fetch_one(connection)
-    .await?;
+    let sum: Decimal = sqlx::query_scalar(SETTLE)
+        .bind(organization)
+        .bind(month.first_day())
+        .bind(month.plus(1).first_day())
+        .bind(invoice)
+        .fetch_one(connection)
+        .await?;
     Ok(usd(sum))
 }
+
+// Of a day on which the account began or ended to pay ahead, a part was debited: no more than that comes back.
+const SETTLE: &str = "
+WITH charged AS (
+    SELECT date AS day, sum(cost_usd) AS amount FROM (
+        SELECT date, cost_usd FROM usage_records WHERE organization_id = $1 AND date >= $2 AND date < $3
+        UNION ALL SELECT date, cost_usd FROM usage_adjustments WHERE organization_id = $1 AND invoice_id = $4
+    ) AS every GROUP BY date
+), open AS (
+    SELECT day, sum(amount) AS amount FROM (
+        SELECT day, used AS amount FROM prepaid_entries WHERE organization_id = $1 AND kind = 'usage'
+        UNION ALL SELECT s.day, -s.amount FROM prepaid_settlements s
+            JOIN invoices i ON i.id = s.invoice_id AND i.status <> 'void' WHERE s.organization_id = $1
+    ) AS every GROUP BY day
+), settled AS (
+    INSERT INTO prepaid_settlements (invoice_id, organization_id, day, amount)
+    SELECT $4, $1, day, amount FROM (
+        SELECT day, CASE WHEN charged.amount >= 0 THEN greatest(least(charged.amount, open.amount), 0)
+            ELSE least(greatest(charged.amount, open.amount), 0) END AS amount
+        FROM charged JOIN open USING (day)
+    ) AS days WHERE amount <> 0
+    RETURNING amount
+)
+SELECT coalesce(sum(amount), 0) FROM settled";
 
 /// Organizations with usage of days before `end` that [`post_usage`] would post.
 pub(crate) async fn unposted(connection: &mut PgConnection, end: NaiveDate) -> Result<Vec<Uuid>, StoreError> {

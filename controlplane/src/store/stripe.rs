@@ -1,7 +1,10 @@
 //! `stripe_invoices`, `stripe_events`, and the customer of an account.
 
+use super::amounts::usd;
 use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use turnpike_config::Usd;
 use uuid::Uuid;
 
 /// Organizations whose customer is looked up or made.
@@ -111,6 +114,72 @@ pub(crate) async fn failed(connection: &mut PgConnection, invoice: Uuid, reason:
              retry_at = now() + least(interval '1 minute' * power(2, least(s.failures, 10)), interval '6 hours')",
     )
     .bind(invoice)
+    .bind(reason)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A credit note that Stripe does not know.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct DueNote {
+    /// Which.
+    pub(crate) id: Uuid,
+    /// As shown.
+    pub(crate) number: String,
+    amount: Decimal,
+    /// Why it was given.
+    pub(crate) reason: String,
+    /// Of which invoice there.
+    pub(crate) stripe_invoice_id: String,
+}
+
+impl DueNote {
+    /// What is taken back.
+    pub(crate) fn amount(&self) -> Usd {
+        usd(self.amount)
+    }
+}
+
+/// Credit notes to be told of, the oldest first, at most `limit`: those of invoices that were finalized there, and that
+/// did not go into the ledger of money paid ahead. One that failed waits.
+pub(crate) async fn due_notes(connection: &mut PgConnection, limit: i64) -> Result<Vec<DueNote>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT n.id, n.credit_note_number AS number, n.amount, n.reason, i.stripe_invoice_id
+         FROM credit_notes n
+         JOIN invoices i ON i.id = n.invoice_id AND i.stripe_invoice_id IS NOT NULL
+         JOIN stripe_invoices s ON s.invoice_id = i.id AND s.finalized_at IS NOT NULL
+         LEFT JOIN stripe_credit_notes t ON t.credit_note_id = n.id
+         WHERE NOT n.to_prepaid AND t.stripe_id IS NULL AND (t.retry_at IS NULL OR t.retry_at <= now())
+         ORDER BY n.id LIMIT $1",
+    )
+    .bind(limit)
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Notes Stripe's name of a credit note.
+pub(crate) async fn note_told(connection: &mut PgConnection, note: Uuid, stripe_id: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO stripe_credit_notes (credit_note_id, stripe_id) VALUES ($1, $2)
+         ON CONFLICT (credit_note_id) DO UPDATE SET stripe_id = excluded.stripe_id, retry_at = NULL, error = NULL",
+    )
+    .bind(note)
+    .bind(stripe_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that Stripe could not be told of a credit note; it waits as in [`failed`].
+pub(crate) async fn note_failed(connection: &mut PgConnection, note: Uuid, reason: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO stripe_credit_notes AS s (credit_note_id, failures, retry_at, error)
+         VALUES ($1, 1, now() + interval '1 minute', left($2, 1000))
+         ON CONFLICT (credit_note_id) DO UPDATE SET failures = s.failures + 1, error = excluded.error,
+             retry_at = now() + least(interval '1 minute' * power(2, least(s.failures, 10)), interval '6 hours')",
+    )
+    .bind(note)
     .bind(reason)
     .execute(connection)
     .await?;

@@ -7,7 +7,7 @@ mod signature;
 
 pub(crate) use client::{Client, ClientError};
 pub(crate) use form::Form;
-pub(crate) use objects::{Customer, Event, EventObject, Invoice, InvoiceItem, List, PaymentIntent};
+pub(crate) use objects::{CreditNote, Customer, Event, EventObject, Invoice, InvoiceItem, List, PaymentIntent};
 pub(crate) use signature::verify;
 
 use std::path::{Path, PathBuf};

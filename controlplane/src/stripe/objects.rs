@@ -11,6 +11,13 @@ pub(crate) struct Customer {
     pub(crate) id: String,
 }
 
+/// `credit_note`
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct CreditNote {
+    /// `cn_…`
+    pub(crate) id: String,
+}
+
 /// `list`
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct List<T> {

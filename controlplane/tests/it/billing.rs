@@ -150,6 +150,30 @@ async fn money_paid_ahead_bounds_the_month_and_is_debited_once() {
 }
 
 #[tokio::test]
+async fn edges_of_all_regions_are_told_at_once_that_a_budget_is_used_up() {
+    // The regular look is a minute away: it is the spending itself that tells.
+    let plane = Plane::start_with("billing.reconcile_every = \"60s\"").await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let mut edges =
+        [Edge::connect(&plane, "e1", Routing::default()).await, Edge::connect(&plane, "e2", Routing::default()).await];
+    set(&plane, &tenant, json!({"monthly_budget": "10"})).await;
+    for edge in &mut edges {
+        edge.until("the budget", |routing| has_spent(routing, &tenant, "0")).await;
+    }
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &[spending(&tenant, "10")]).await;
+    let acknowledged = std::time::Instant::now();
+    for edge in &mut edges {
+        edge.until("the end of the budget", |routing| has_spent(routing, &tenant, "10")).await;
+    }
+    let took = acknowledged.elapsed();
+    println!("both edges knew {took:?} after the usage was acknowledged");
+    // A second on a machine of its own; the regular look would take a minute.
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+}
+
+#[tokio::test]
 async fn amounts_that_cannot_hold_are_refused() {
     let plane = Plane::start().await;
     let tenant = plane.tenant("acme").await;
@@ -161,6 +185,16 @@ async fn amounts_that_cannot_hold_are_refused() {
         (json!({"prepaid_balance": "much"}), vec!["prepaid_balance"]),
         (json!({"currency": "EUR", "billing_email": ""}), vec!["currency", "billing_email"]),
         (json!({"budget": "5"}), vec!["budget"]),
+        (json!({"discount_permille": 1001, "tax_rate": "100.001"}), vec!["tax_rate", "discount_permille"]),
+        (json!({"tax_rate": "8.8755"}), vec!["tax_rate"]),
+        (
+            json!({"auto_recharge_enabled": true, "auto_recharge_amount": "0"}),
+            vec!["auto_recharge_amount", "auto_recharge_enabled"],
+        ),
+        (
+            json!({"auto_recharge_enabled": true, "auto_recharge_amount": "5", "auto_recharge_threshold": "1"}),
+            vec!["auto_recharge_enabled"],
+        ),
     ];
     for (body, expected) in cases {
         let problem = plane.refused(Method::PATCH, &path(&tenant), &body.to_string(), 422).await;

@@ -207,6 +207,8 @@ async fn racing_closers_make_one_invoice_each_and_numbers_without_a_gap() {
         assert!(reasons.iter().all(|r| r["reason"].as_str().unwrap().contains("1.500000000002")), "{reasons:?}");
     }
     assert!(refused >= 1, "the mismatch is reported");
+    let seen = plane.metric("turnpike_controlplane_closing_mismatches_total").await;
+    assert!(seen.is_some_and(|count| count >= 1.0), "{seen:?}");
     let numbers: Vec<String> =
         sqlx::query_scalar("SELECT invoice_number FROM invoices ORDER BY 1").fetch_all(&plane.pool).await.unwrap();
     let year = Utc::now().year();
@@ -331,7 +333,13 @@ async fn credit_notes_are_never_more_than_their_invoice() {
     let year = Utc::now().year();
     assert_eq!(numbers, [1, 2, 3, 4].map(|n| format!("TP-CN-{year}-{n:06}")), "what was refused leaves no gap");
     assert_eq!(crate::prepaid::balance(&plane, &tenant).await, "9");
-    assert_eq!(plane.get(&format!("/invoices/{}", id(&invoice))).await, invoice, "the invoice stays as it was");
+    let after = plane.get(&format!("/invoices/{}", id(&invoice))).await;
+    assert_eq!((figures(&after), &after["checksum"]), (figures(&invoice), &invoice["checksum"]), "it stays as it was");
+    assert_eq!((&after["credited_amount"], &after["remaining_due"]), (&json!("12"), &json!("9")));
+    let page = format!("/admin/v1{path}/{}.html", id(&first));
+    let page = plane.raw(Method::GET, &page, Some(OWNER), None).await;
+    assert!(page.text.contains("an outage") && page.text.contains("2.50"), "{}", page.text);
+    plane.refused(Method::GET, &format!("{path}/{}", uuid::Uuid::new_v4()), "", 404).await;
     for sql in ["UPDATE credit_notes SET amount = 1", "DELETE FROM credit_notes"] {
         assert!(sqlx::query(sql).execute(&plane.pool).await.is_err(), "{sql}");
     }
@@ -438,4 +446,60 @@ async fn months_are_closed_by_themselves_once_every_edge_has_shipped() {
     waiting(0.0).await;
     let invoices = plane.get("/invoices").await["data"].as_array().unwrap().clone();
     assert_eq!((invoices.len(), &invoices[0]["organization_id"]), (1, &json!(tenant.organization)));
+}
+
+#[tokio::test]
+async fn two_control_planes_close_a_month_once() {
+    let settings = "billing.close_every = \"100ms\"\nbilling.close_after = \"0ms\"";
+    let first = Plane::start_with(settings).await;
+    first.model("m").await;
+    let mut events = Vec::new();
+    for n in 0..8 {
+        let tenant = first.tenant(&format!("org-{n}")).await;
+        events.push(spending(&tenant, "m", within(1), "1.01"));
+    }
+    let second = Plane::start_on(first.database.clone(), settings).await;
+    Meter::connect(&first, "e1").await.ship(1, 0, &events).await;
+    // By hand at the same time as well.
+    let body = json!({"month": month_of(first_of(1))});
+    futures::future::join_all([first.post("/invoices/close", body.clone()), second.post("/invoices/close", body)])
+        .await;
+    eventually("every invoice", || async { (count(&first, "SELECT count(*) FROM invoices").await == 8).then_some(()) })
+        .await;
+    let numbers: Vec<String> = sqlx::query_scalar("SELECT right(invoice_number, 6) FROM invoices ORDER BY 1")
+        .fetch_all(&first.pool)
+        .await
+        .unwrap();
+    assert_eq!(numbers, (1..=8).map(|n| format!("{n:06}")).collect::<Vec<_>>());
+    for plane in [&first, &second] {
+        assert_eq!(plane.metric("turnpike_controlplane_closing_failures_total").await, Some(0.0));
+    }
+}
+
+#[tokio::test]
+async fn months_end_where_they_end() {
+    let plane = Plane::start().await;
+    plane.model("m").await;
+    let tenant = plane.tenant("acme").await;
+    let sql = format!(
+        "CREATE TABLE usage_records_y2024m02 PARTITION OF usage_records FOR VALUES FROM ('2024-02-01') TO ('2024-03-01');
+         CREATE TABLE usage_records_y2024m03 PARTITION OF usage_records FOR VALUES FROM ('2024-03-01') TO ('2024-04-01');
+         INSERT INTO usage_hours (organization_id, model_id, price_version, hour, requests, prompt_tokens,
+             cached_tokens, completion_tokens, cost_usd)
+         SELECT '{0}', 'm', 1, hour::timestamptz, 1, 10, 4, 1, cost FROM (VALUES
+             ('2024-02-01 00:00+00', 1), ('2024-02-29 23:00+00', 2), ('2024-03-01 00:00+00', 4),
+             ('2024-03-31 23:00+00', 8)) AS hours (hour, cost);
+         INSERT INTO usage_records (organization_id, model_id, date, requests, prompt_tokens, completion_tokens,
+             total_tokens, cost_usd)
+         SELECT organization_id, model_id, (hour AT TIME ZONE 'UTC')::date, requests, prompt_tokens, completion_tokens,
+             prompt_tokens + completion_tokens, cost_usd FROM usage_hours;",
+        tenant.organization
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&plane.pool).await.unwrap();
+    for (month, last, total) in [("2024-03", "2024-03-31", "12"), ("2024-02", "2024-02-29", "3")] {
+        let closed = plane.post("/invoices/close", json!({"month": month})).await;
+        let invoice = &closed["data"][0]["invoice"];
+        assert_eq!((&invoice["exact_total"], &invoice["period_end"]), (&json!(total), &json!(last)), "{closed}");
+        assert_eq!(invoice["line_items"][0]["cached_tokens"], 8);
+    }
 }

@@ -10,6 +10,7 @@
 mod admin;
 mod billing;
 mod cache;
+mod conservation;
 mod feed;
 mod invoices;
 mod lifecycle;

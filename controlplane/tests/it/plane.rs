@@ -138,13 +138,14 @@ impl Plane {
         let text = format!(
             "region = \"test\"\nhttp.listen = \"127.0.0.1:0\"\nlink.listen = \"{}\"\nadmin.token_file = {:?}\n\
              tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n\
-             billing.reconcile_every = \"200ms\"\n{}\n",
+             {}{}\n",
             self.link,
             self.directory.path().join("tokens"),
             files.ca,
             files.cert,
             files.key,
             self.database,
+            if self.more.contains("billing.reconcile_every") { "" } else { "billing.reconcile_every = \"200ms\"\n" },
             self.more,
         );
         Settings::load("test", &text, &|_| None).unwrap()
@@ -159,6 +160,11 @@ impl Plane {
 
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
+        self.launch().await;
+    }
+
+    /// Starts it again after [`Plane::stop`].
+    pub(crate) async fn restart_stopped(&mut self) {
         self.launch().await;
     }
 

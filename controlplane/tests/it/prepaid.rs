@@ -6,7 +6,10 @@ use crate::usage::event;
 use chrono::{DateTime, Days, Utc};
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::migrate::Migrator;
+use std::path::Path;
 use turnpike_config::{OrgId, Routing, UsageEvent};
+use turnpike_parts::postgres::Postgres;
 
 fn spending(tenant: &Tenant, at: DateTime<Utc>, cost: &str) -> UsageEvent {
     UsageEvent { cost: cost.parse().unwrap(), ..event(tenant, Some("m"), at, 1, 1) }
@@ -140,4 +143,47 @@ async fn entries_stay_as_they_were_written() {
     plane.refused(Method::GET, &nobody, "", 404).await;
     let body = json!({"kind": "top_up", "amount": "1", "idempotency_key": "k"}).to_string();
     plane.refused(Method::POST, &nobody, &body, 404).await;
+}
+
+#[tokio::test]
+async fn balances_and_prices_from_before_the_ledger_are_kept() {
+    let url = tokio::task::spawn_blocking(|| Postgres::shared_temporary().unwrap().fresh_database().unwrap());
+    let url = url.await.unwrap();
+    let all = Migrator::new(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations/postgres"))).await.unwrap();
+    let before = all.iter().filter(|migration| migration.version < 9).cloned().collect();
+    let pool = sqlx::PgPool::connect(&url).await.unwrap();
+    Migrator::with_migrations(before).run(&pool).await.unwrap();
+    let partition = Utc::now().date_naive().format("y%Ym%m");
+    let month = Utc::now().date_naive().format("%Y-%m-01");
+    let sql = format!(
+        "CREATE TABLE usage_records_{partition} PARTITION OF usage_records
+             FOR VALUES FROM ('{month}') TO (('{month}'::date + interval '1 month')::date);
+         INSERT INTO organizations (id, name, slug) VALUES ('00000000-0000-7000-8000-000000000001', 'Acme', 'acme'),
+             ('00000000-0000-7000-8000-000000000002', 'Later', 'later');
+         INSERT INTO billing_accounts (organization_id, prepaid_balance) VALUES
+             ('00000000-0000-7000-8000-000000000001', -0.000000000001), ('00000000-0000-7000-8000-000000000002', NULL);
+         INSERT INTO models (id, name, provider, category, context_length, pricing) VALUES
+             ('m', 'm', 'acme', 'chat', 2048, '{{\"input_tokens\": \"2e-6\", \"output_tokens\": 0.03, \"per_tokens\": 1}}'),
+             ('n', 'n', 'acme', 'chat', 2048, '{{\"input_tokens\": 0.01, \"output_tokens\": \"0.03\"}}');
+         INSERT INTO usage_records (organization_id, model_id, date, cost_usd)
+             SELECT '00000000-0000-7000-8000-000000000001', 'm', (now() AT TIME ZONE 'UTC')::date, 5;"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+    let plane = Plane::start_on(url, "").await;
+    let billing = async |last: u8| {
+        let path = format!("/organizations/00000000-0000-7000-8000-00000000000{last}/billing");
+        plane.get(&path).await["prepaid_balance"].clone()
+    };
+    assert_eq!((billing(1).await, billing(2).await), (json!("-0.000000000001"), Value::Null));
+    let prices: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT model_id::text, trim_scale(input_token)::text, trim_scale(output_token)::text FROM model_prices
+         ORDER BY 1",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    let expected = [("m", "0.000002", "0.03"), ("n", "0.00001", "0.00003")];
+    assert_eq!(prices, expected.map(|(m, i, o)| (m.to_owned(), i.to_owned(), o.to_owned())));
+    let mut edge = Edge::connect(&plane, "e1", Routing::default()).await;
+    edge.until("the prices", |routing| routing.models.get("m").is_some_and(|model| model.prices.len() == 1)).await;
 }

@@ -73,6 +73,7 @@ impl Collected {
     async fn without_patience<T, F: Future<Output = Option<T>>>(&self, what: &str, mut done: impl FnMut() -> F) -> T {
         loop {
             sqlx::query("UPDATE stripe_invoices SET retry_at = NULL").execute(&self.plane.pool).await.unwrap();
+            sqlx::query("UPDATE stripe_credit_notes SET retry_at = NULL").execute(&self.plane.pool).await.unwrap();
             sqlx::query("UPDATE recharges SET retry_at = NULL").execute(&self.plane.pool).await.unwrap();
             let done = tokio::time::timeout(std::time::Duration::from_secs(1), eventually(what, &mut done)).await;
             if let Ok(value) = done {
@@ -138,6 +139,67 @@ async fn an_invoice_reaches_stripe_once_whatever_fails_on_the_way() {
         (statuses == [json!("paid"), json!("void")]).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_invoice_that_stripe_has_and_nobody_noted_is_found() {
+    let mut to = Collected::start().await;
+    // It is made, and neither the first attempt nor those after it hear of it.
+    to.stripe.mute(Some("/v1/invoices"));
+    let (tenant, invoice) = to.invoiced("acme").await;
+    eventually("the invoice at Stripe", || async { (to.stripe.all("invoice").len() == 1).then_some(()) }).await;
+    to.plane.stop().await;
+    assert_eq!(
+        sqlx::query_scalar::<_, Option<String>>("SELECT stripe_invoice_id FROM invoices")
+            .fetch_one(&to.plane.pool)
+            .await
+            .unwrap(),
+        None
+    );
+    // Asked for anew it would be another request: another key.
+    sqlx::query("UPDATE billing_accounts SET payment_method_id = 'pm_other'").execute(&to.plane.pool).await.unwrap();
+    to.stripe.mute(None);
+    to.plane.restart_stopped().await;
+    to.without_patience("it is finalized", || async {
+        (to.stripe.all("invoice")[0]["status"] == "open").then_some(())
+    })
+    .await;
+    let ours = to.sent(&invoice).await;
+    assert_eq!((to.stripe.all("invoice").len(), &ours["organization_id"]), (1, &json!(tenant.organization)));
+}
+
+#[tokio::test]
+async fn a_credit_note_is_not_asked_for_at_stripe_any_more() {
+    let to = Collected::start().await;
+    let (_, invoice) = to.invoiced("acme").await;
+    to.sent(&invoice).await;
+    to.stripe.fail("/credit_notes", Fault::Silent);
+    let path = format!("/invoices/{}/credit_notes", id(&invoice));
+    let note = |amount: &str, to_prepaid: bool| {
+        json!({"amount": amount, "reason": "an outage", "idempotency_key": amount,
+        "to_prepaid": to_prepaid})
+    };
+    to.plane.post(&path, note("2", false)).await;
+    eventually("the note", || async { (to.stripe.all("credit_note").len() == 1).then_some(()) }).await;
+    assert_eq!(to.stripe.all("invoice")[0]["amount_due"], 1000);
+    to.plane.post(&path, note("1", true)).await;
+    let open = to.plane.get(&format!("/invoices/{}", id(&invoice))).await;
+    assert_eq!((&open["credited_amount"], &open["remaining_due"]), (&json!("3"), &json!("10")));
+    to.plane.refused(Method::POST, &path, &note("10", false).to_string(), 409).await;
+    to.plane.post(&path, note("9", false)).await;
+    eventually("the third note", || async { (to.stripe.all("credit_note").len() == 2).then_some(()) }).await;
+    assert_eq!(to.stripe.all("invoice")[0]["amount_due"], 100, "what went into the ledger is to be paid");
+    // Of a paid one, what is credited goes back by other ways; all of an open one, and nothing is left to pay.
+    let (_, paid) = to.invoiced("paid").await;
+    let (_, whole) = to.invoiced("whole").await;
+    to.sent(&paid).await;
+    to.sent(&whole).await;
+    to.plane.call(Method::POST, &format!("/invoices/{}/pay", id(&paid)), None).await;
+    eventually("it is paid there", || async { (to.stripe.all("invoice")[1]["status"] == "paid").then_some(()) }).await;
+    to.plane.post(&format!("/invoices/{}/credit_notes", id(&paid)), note("12", false)).await;
+    to.plane.post(&format!("/invoices/{}/credit_notes", id(&whole)), note("12", false)).await;
+    eventually("both notes", || async { (to.stripe.all("credit_note").len() == 4).then_some(()) }).await;
+    assert_eq!((to.status(&paid).await.as_str(), to.status(&whole).await.as_str()), ("paid", "paid"));
 }
 
 #[tokio::test]

@@ -40,6 +40,8 @@ struct Books {
     /// What was answered to a key, and what it was asked with.
     answered: HashMap<String, (String, StatusCode, Value)>,
     faults: Vec<(&'static str, Fault)>,
+    /// What is made there is made, and the answer never comes.
+    muted: Option<&'static str>,
     requests: Vec<String>,
     made: u64,
 }
@@ -64,6 +66,11 @@ impl StripeServer {
     /// The next request to make something whose path ends so fails so.
     pub(crate) fn fail(&self, path: &'static str, fault: Fault) {
         self.books.lock().unwrap().faults.push((path, fault));
+    }
+
+    /// From now on, what is made at this path is made and the answer never comes; `None`: all is well again.
+    pub(crate) fn mute(&self, path: Option<&'static str>) {
+        self.books.lock().unwrap().muted = path;
     }
 
     /// Every object of a kind, the oldest first.
@@ -160,12 +167,13 @@ impl StripeServer {
             let (status, value) = books.read(path, &params);
             return (status, value, false);
         }
+        let muted = books.muted == Some(path);
         if let Some((asked, status, value)) = books.answered.get(key) {
             if *asked != format!("{path}?{text}") {
                 let message = "Keys for idempotent requests can only be used with the same parameters";
                 return (StatusCode::BAD_REQUEST, error("idempotency_error", None, message), false);
             }
-            return (*status, value.clone(), false);
+            return (*status, value.clone(), muted);
         }
         let fault = books.faults.iter().position(|(at, _)| path.ends_with(at)).map(|at| books.faults.remove(at).1);
         match fault {
@@ -177,7 +185,7 @@ impl StripeServer {
         }
         let (status, value) = books.write(path, &params, fault);
         books.answered.insert(key.to_owned(), (format!("{path}?{text}"), status, value.clone()));
-        (status, value, fault == Some(Fault::Silent))
+        (status, value, muted || fault == Some(Fault::Silent))
     }
 }
 
@@ -256,6 +264,34 @@ impl Books {
                 };
                 invoice["status"] = json!(to);
                 (StatusCode::OK, invoice.clone())
+            }
+            ["credit_notes"] => {
+                let id = text("invoice").unwrap_or_default();
+                let cents: i64 = text("amount").unwrap_or_default().parse().unwrap();
+                let back: Option<i64> = text("out_of_band_amount").map(|cents| cents.parse().unwrap());
+                let Some(invoice) = self.objects.get_mut(&id) else {
+                    return (StatusCode::NOT_FOUND, error("invalid_request_error", Some("resource_missing"), ""));
+                };
+                let fits = match invoice["status"].as_str() {
+                    Some("open") => back.is_none() && cents <= invoice["amount_due"].as_i64().unwrap(),
+                    Some("paid") => back == Some(cents),
+                    _ => false,
+                };
+                if !fits {
+                    return (StatusCode::BAD_REQUEST, error("invalid_request_error", None, "does not fit the invoice"));
+                }
+                if back.is_none() {
+                    let left = invoice["amount_due"].as_i64().unwrap() - cents;
+                    invoice["amount_due"] = json!(left);
+                    if left == 0 {
+                        invoice["status"] = json!("paid");
+                    }
+                }
+                self.insert(
+                    "cn",
+                    json!({"object": "credit_note", "invoice": id, "amount": cents, "memo": text("memo"),
+                        "metadata": metadata(params)}),
+                )
             }
             ["payment_intents"] => {
                 if fault == Some(Fault::Declined) {
