@@ -9,6 +9,7 @@ mod operator;
 mod pki;
 mod plane;
 mod private;
+mod reconcile;
 mod shutdown;
 mod up;
 mod usage;
@@ -45,6 +46,8 @@ enum Command {
     Usage(usage::Args),
     /// List, show and make invoices.
     Invoices(invoices::Args),
+    /// Compare the books of a day: edges, nodes, the usage ledger, daily sums, invoices.
+    Reconcile(reconcile::Args),
     /// Make the certificates by which planes know each other.
     #[command(subcommand)]
     Certs(certs::Command),
@@ -76,6 +79,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::GpuNode(args) => plane::gpu_node(&args),
         Command::Usage(args) => usage::run(&args),
         Command::Invoices(args) => invoices::run(&args),
+        Command::Reconcile(args) => reconcile::run(&args),
         Command::Certs(command) => certs::run(&command),
         Command::Weights(command) => weights::run(&command),
     }

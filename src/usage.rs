@@ -28,7 +28,8 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn day(text: &str) -> Result<String, String> {
+/// Whether an argument is a UTC day.
+pub(crate) fn day(text: &str) -> Result<String, String> {
     let digits = |part: &str, count| part.len() == count && part.bytes().all(|c| c.is_ascii_digit());
     match text.split('-').collect::<Vec<_>>()[..] {
         [year, month, day] if digits(year, 4) && digits(month, 2) && digits(day, 2) => Ok(text.to_owned()),

@@ -22,6 +22,7 @@ mod partitions;
 mod performance;
 mod posting;
 mod pricing;
+mod reconcile;
 mod rollup;
 mod roster;
 mod service;

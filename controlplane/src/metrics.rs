@@ -1,5 +1,6 @@
 //! Every metric of the control plane. Label values come from closed enums or from names of nodes in the database.
 
+use crate::store::reconcile::Compared;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -124,6 +125,12 @@ pub(crate) struct Metrics {
     pub(crate) rollup_failures: Counter,
     /// One run of the rollup.
     pub(crate) rollup_duration: Histogram,
+    /// Days whose books could not be compared.
+    pub(crate) reconcile_failures: Counter,
+    reconcile_events: Gauge,
+    reconcile_tokens: Gauge,
+    reconcile_cost: Gauge,
+    reconcile_last_run: Gauge,
     /// Entries of nodes' ledgers that came, repeated ones too.
     pub(crate) ledger_entries: Counter,
     /// Those of them that no table can hold.
@@ -172,6 +179,11 @@ impl Metrics {
             journal_gaps: Counter::default(),
             rollup_failures: Counter::default(),
             rollup_duration: Histogram::new(SECONDS),
+            reconcile_failures: Counter::default(),
+            reconcile_events: Gauge::default(),
+            reconcile_tokens: Gauge::default(),
+            reconcile_cost: Gauge::default(),
+            reconcile_last_run: Gauge::default(),
             ledger_entries: Counter::default(),
             ledger_entries_dropped: Counter::default(),
             partition_failures: Counter::default(),
@@ -217,6 +229,13 @@ impl Metrics {
         r.register("rollup_failures", "Failed rollup runs", self.rollup_failures.clone());
         let rollup = self.rollup_duration.clone();
         r.register_with_unit("rollup_duration", "One run of the rollup", Unit::Seconds, rollup);
+        r.register("reconcile_failures", "Times the books could not be compared", self.reconcile_failures.clone());
+        let apart = "By how much the books of the last day compared differ";
+        r.register("reconcile_difference_events", apart, self.reconcile_events.clone());
+        r.register("reconcile_difference_tokens", apart, self.reconcile_tokens.clone());
+        r.register("reconcile_difference_pico_dollars", apart, self.reconcile_cost.clone());
+        let last_run = "When the books were last compared, Unix time";
+        r.register_with_unit("reconcile_last_run", last_run, Unit::Seconds, self.reconcile_last_run.clone());
         r.register("node_ledger_entries", "Entries of nodes' ledgers that came", self.ledger_entries.clone());
         r.register("node_ledger_dropped", "Entries without a likely time", self.ledger_entries_dropped.clone());
         r.register("partition_failures", "Failed partition runs", self.partition_failures.clone());
@@ -263,6 +282,14 @@ impl Metrics {
             500.. => StatusClass::ServerError,
         };
         self.admin_requests.get_or_create(&StatusLabels { status }).inc();
+    }
+
+    /// Shows what the last comparison of a day's books came to.
+    pub(crate) fn show_reconciliation(&self, last: &Compared) {
+        self.reconcile_events.set(last.apart.events);
+        self.reconcile_tokens.set(last.apart.tokens);
+        self.reconcile_cost.set(i64::try_from(last.apart.cost.pico).unwrap_or(i64::MAX));
+        self.reconcile_last_run.set(last.ran_at.timestamp());
     }
 
     /// Shows a node's latest report.

@@ -15,6 +15,7 @@ use crate::partitions;
 use crate::performance::{self, Recorder, Reported};
 use crate::posting;
 use crate::pricing;
+use crate::reconcile;
 use crate::rollup::Rollup;
 use crate::roster::Roster;
 use crate::settings::{Settings, StripeSettings};
@@ -192,6 +193,8 @@ impl ControlPlane {
         tasks.spawn(closer::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
+        let metrics = Arc::clone(&context.metrics);
+        tasks.spawn(reconcile::run(context.store.clone(), metrics, shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));
         tasks.close();

@@ -14,6 +14,7 @@ mod performance;
 mod prepaid;
 mod prices;
 mod problem;
+mod reconcile;
 mod usage;
 mod users;
 mod webhooks;
@@ -80,6 +81,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(fleet::routes())
         .merge(usage::routes())
         .merge(performance::routes())
+        .merge(reconcile::routes())
         .merge(cache::routes())
         .split_for_parts();
     let document = Arc::new(document);

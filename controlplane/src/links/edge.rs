@@ -3,7 +3,7 @@
 use super::{REFUSED, Stream};
 use crate::context::Context;
 use crate::metrics::PushKind;
-use crate::store::{StoreError, edges};
+use crate::store::{StoreError, edge_days, edges};
 use chrono::Utc;
 use quinn::{Connection, VarInt};
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use turnpike_config::{Routing, crash_point};
 const PUSH_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest refusal that is kept, characters.
 const MAX_REASON: usize = 1000;
+/// Most days that a batch has counts of.
+const MAX_DAYS: usize = 1000;
 /// Between attempts to store a batch: at first, and at most.
 const INGEST_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -177,8 +179,11 @@ pub(super) async fn usage(
                 connection.close(VarInt::from_u32(REFUSED), fault.as_bytes());
                 return Err(LinkError::Lost(fault.to_owned()));
             }
-            let UsageBatch { epoch, end_seq, complete, .. } = batch;
-            if batch.first_seq < end_seq {
+            let UsageBatch { epoch, first_seq, end_seq, complete, .. } = batch;
+            if !batch.counts.is_empty() {
+                store_counts(name, &batch, context).await;
+            }
+            if first_seq < end_seq {
                 store_batch(name, batch, context).await;
             }
             crash_point("control.before_ack");
@@ -199,10 +204,29 @@ pub(super) async fn usage(
 fn fault(batch: &UsageBatch) -> Option<&'static str> {
     let records = batch.end_seq.checked_sub(batch.first_seq);
     match records {
+        _ if batch.counts.len() > MAX_DAYS => Some("a batch has counts of at most 1000 days"),
         _ if batch.events.len() > MAX_BATCH_EVENTS => Some("a batch holds at most 4096 events"),
         None => Some("a batch ends before it begins"),
         Some(records) if records < batch.events.len() as u64 => Some("a batch has more events than records"),
         Some(_) => None,
+    }
+}
+
+/// Stores what the edge counted itself, which is only to compare. Tries until the database answers, as below.
+async fn store_counts(name: &str, batch: &UsageBatch, context: &Context) {
+    let (mut pause, longest) = INGEST_RETRY;
+    let put = async || {
+        let mut connection = context.store.read().await?;
+        edge_days::put(&mut connection, name, (batch.epoch, batch.end_seq), &batch.counts).await
+    };
+    while let Err::<(), StoreError>(error) = put().await {
+        context.metrics.ingest_failures.inc();
+        let StoreError::Unavailable(_) = error else {
+            return warn!(edge = name, %error, "an edge's own counts do not fit the schema; left out");
+        };
+        warn!(edge = name, %error, "an edge's own counts could not be stored yet; trying again");
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 

@@ -22,6 +22,7 @@ mod peers;
 mod plane;
 mod prepaid;
 mod prices;
+mod reconcile;
 mod stripe;
 mod stripe_server;
 mod usage;

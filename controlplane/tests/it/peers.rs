@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use turnpike_config::link::{Role, connect, read_frame, write_frame};
 use turnpike_config::routing::Served;
 use turnpike_config::wire::{
-    EdgeHello, NodeHello, NodeReply, NodeReport, Open, PushFrame, PushReply, UsageAck, UsageBatch, Watermark,
+    DayCount, EdgeHello, NodeHello, NodeReply, NodeReport, Open, PushFrame, PushReply, UsageAck, UsageBatch, Watermark,
 };
 use turnpike_config::{NodeState, Routing, UsageEvent};
 
@@ -107,6 +107,14 @@ impl Meter {
         let end_seq = first_seq + events.len() as u64;
         let batch = UsageBatch { epoch, first_seq, events: events.to_vec(), end_seq, complete, counts: Vec::new() };
         write_frame(&mut self.0.send, &batch).await.unwrap();
+    }
+
+    /// Ships nothing but what the edge has counted itself.
+    pub(crate) async fn count(&mut self, epoch: u64, seq: u64, counts: Vec<DayCount>) {
+        let complete = Watermark::default();
+        let batch = UsageBatch { epoch, first_seq: seq, events: Vec::new(), end_seq: seq, complete, counts };
+        write_frame(&mut self.0.send, &batch).await.unwrap();
+        assert_eq!(self.ack().await.end_seq, seq);
     }
 
     /// Ships nothing but how far the edge has come.

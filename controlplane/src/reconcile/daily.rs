@@ -1,0 +1,82 @@
+//! The books of yesterday, compared once they are complete.
+
+use super::{HOURS, compare, day_before, is_complete, midnight};
+use crate::metrics::Metrics;
+use crate::store::reconcile::{self as store, Compared};
+use crate::store::{Store, StoreError, leader};
+use chrono::{DateTime, TimeDelta, Utc};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// Between two looks whether there is something to compare.
+const EVERY: Duration = Duration::from_secs(300);
+/// Books that are not complete this long after their day are compared as they are: an edge that is gone for good must not
+/// keep differences from being seen.
+const PATIENCE_HOURS: i64 = 12;
+
+/// Runs until stopped.
+pub(crate) async fn run(store: Store, metrics: Arc<Metrics>, stop: CancellationToken) {
+    loop {
+        if let Err(error) = look(&store, &metrics, Utc::now()).await {
+            metrics.reconcile_failures.inc();
+            warn!(%error, "the books could not be compared; trying again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// One look at the moment `now`: compares yesterday's books if they are complete and that has not been done, and shows
+/// what the last comparison came to, whoever made it.
+async fn look(database: &Store, metrics: &Metrics, now: DateTime<Utc>) -> Result<(), StoreError> {
+    if let Some(leading) = leader::try_lead(database, leader::RECONCILE).await? {
+        let day = day_before(now);
+        let before = store::noted(&mut *database.read().await?, Some(day)).await?;
+        if before.is_none_or(|compared| !compared.complete) {
+            compare_day(database, now, before.is_some()).await?;
+        }
+        leading.end().await?;
+    }
+    if let Some(last) = store::noted(&mut *database.read().await?, None).await? {
+        metrics.show_reconciliation(&last);
+    }
+    Ok(())
+}
+
+async fn compare_day(database: &Store, now: DateTime<Utc>, was_compared: bool) -> Result<(), StoreError> {
+    let day = day_before(now);
+    let since = now - midnight(day) - TimeDelta::hours(HOURS);
+    let is_complete = is_complete(&mut *database.read().await?, day, now).await?;
+    let is_late = since >= TimeDelta::hours(PATIENCE_HOURS);
+    if !is_complete && (was_compared || !is_late) {
+        return Ok(());
+    }
+    let report = compare(database, day).await?;
+    let apart = report.apart();
+    if report.equal {
+        info!(%day, requests = report.ledger.requests, cost_usd = %report.ledger.cost_usd, "the books are equal");
+    } else {
+        error!(
+            %day, complete = report.complete, events = apart.events, tokens = apart.tokens, cost_usd = %apart.cost,
+            "the books differ: see `turnpike reconcile --day {day}`"
+        );
+    }
+    let compared = Compared { day, ran_at: now, complete: report.complete, apart };
+    store::note(&mut *database.read().await?, compared).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yesterday_is_the_utc_day_before() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().expect("a moment");
+        assert_eq!(day_before(at("2026-03-01T00:00:00Z")).to_string(), "2026-02-28");
+        assert_eq!(day_before(at("2026-02-28T23:59:59Z")).to_string(), "2026-02-27");
+    }
+}
