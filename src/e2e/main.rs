@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests fail loudly, and with logs")]
 
 mod billing;
+mod books;
 mod cache;
 mod chaos;
 mod engine;
