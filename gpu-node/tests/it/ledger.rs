@@ -10,17 +10,17 @@ use uuid::Uuid;
 
 const ECHO: &str = "engine.kind = \"echo\"";
 
-fn event() -> EventId {
+pub(crate) fn event() -> EventId {
     EventId(Uuid::now_v7())
 }
 
 /// A chat that an edge sends for an event; it judges the prompt to be 40 tokens.
-fn chat(node: &Node, event: EventId, text: &str, extra: &Value) -> reqwest::RequestBuilder {
+pub(crate) fn chat(node: &Node, event: EventId, text: &str, extra: &Value) -> reqwest::RequestBuilder {
     node.chat(text, extra).header("x-turnpike-event", event.to_string()).header("x-turnpike-prompt-estimate", "40")
 }
 
 /// What the node says of an event: its status, and the entry if there is one.
-async fn ask(node: &Node, event: EventId) -> (u16, Value) {
+pub(crate) async fn ask(node: &Node, event: EventId) -> (u16, Value) {
     let url = format!("http://{}/turnpike/ledger/{event}", node.http);
     let response = node.client.get(url).send().await.unwrap();
     (response.status().as_u16(), response.json().await.unwrap())

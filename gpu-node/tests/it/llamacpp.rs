@@ -1,6 +1,7 @@
 //! llama.cpp's own server, from the Python package xllamacpp, with the built-in engine's weights.
 
 use crate::harness::{Node, eventually};
+use crate::ledger::{ask, chat, event};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -72,16 +73,26 @@ async fn llama_cpp_is_watched_and_its_answers_pass_through() {
         engine.port
     );
     let node = Node::start(&settings).await.ready().await;
+    let events = [event(), event(), event()];
 
-    let whole = node.chat("Say hi.", &json!({"max_tokens": 3})).send().await.unwrap();
+    let whole = chat(&node, events[0], "Say hi.", &json!({"max_tokens": 3})).send().await.unwrap();
     assert_eq!(whole.status(), 200);
     let whole: Value = whole.json().await.unwrap();
     let tokens = whole["usage"]["completion_tokens"].as_u64().unwrap();
     assert!((1..=3).contains(&tokens), "{whole}");
+    let counted = |usage: &Value, (status, known): (u16, Value)| {
+        assert_eq!((status, &known["state"]), (200, &json!("counted")));
+        assert_eq!(known["tokens"]["prompt"], usage["prompt_tokens"]);
+        assert_eq!(known["tokens"]["completion"], usage["completion_tokens"]);
+    };
+    counted(&whole["usage"], ask(&node, events[0]).await);
 
     let extra = json!({"max_tokens": 3, "stream": true, "stream_options": {"include_usage": true}});
-    let stream = node.chat("Say hi.", &extra).send().await.unwrap().text().await.unwrap();
+    let stream = chat(&node, events[1], "Say hi.", &extra).send().await.unwrap().text().await.unwrap();
     assert!(stream.trim_end().ends_with("data: [DONE]") && stream.contains("\"completion_tokens\""), "{stream}");
+    let chunks = stream.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+    let usage = chunks.map(|chunk| chunk["usage"].clone()).filter(Value::is_object).last().unwrap();
+    counted(&usage, ask(&node, events[1]).await);
 
     // Read from the engine's own /metrics: what it generated after the agent's first look at it.
     eventually("its tokens are reported", async || {
@@ -95,10 +106,13 @@ async fn llama_cpp_is_watched_and_its_answers_pass_through() {
     };
     // Not OpenAI's: it keeps a model that draws lots from being done early. What a client sends passes through as it is.
     let extra = json!({"max_tokens": 450, "stream": true, "ignore_eos": true});
-    let mut long = node.chat("Count from one to one thousand.", &extra).send().await.unwrap();
+    let mut long = chat(&node, events[2], "Count from one to one thousand.", &extra).send().await.unwrap();
     assert!(long.chunk().await.unwrap().is_some());
     eventually("the engine works", async || busy(1).await).await;
     drop(long);
+    // It does not count the prompt ahead, so that this is the edge's judgement.
+    eventually("what passed is known", async || ask(&node, events[2]).await.1["state"] == "seen").await;
+    assert_eq!(ask(&node, events[2]).await.1["tokens"]["prompt"], 40);
     eventually("the engine has let go of it", async || busy(0).await).await;
     assert!(node.metric("turnpike_node_generated_tokens_total").await < Some(400.0));
 
