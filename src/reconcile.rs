@@ -110,13 +110,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 fn describe(report: &Report) -> String {
     let titles = [&report.day, "REQUESTS", "PROMPT TOKENS", "COMPLETION TOKENS", "COST USD"].map(str::to_owned);
     let cells = |name: &str, sums: &Sums, cost: &str| {
-        let figures = [sums.requests, sums.prompt_tokens, sums.completion_tokens].map(|figure| figure.to_string());
-        [vec![name.to_owned()], figures.to_vec(), vec![cost.to_owned()]].concat()
+        let [requests, prompt, completion] =
+            [sums.requests, sums.prompt_tokens, sums.completion_tokens].map(|figure| figure.to_string());
+        [name.to_owned(), requests, prompt, completion, cost.to_owned()]
     };
     let row = |name: &str, sums: &Sums| cells(name, sums, &sums.cost_usd);
     // Nodes know of no prices.
     let unpriced = |name: &str, sums: &Sums| cells(name, sums, "");
-    let mut rows = vec![titles.to_vec(), row("usage ledger", &report.ledger)];
+    let mut rows = vec![titles, row("usage ledger", &report.ledger)];
     for (name, book) in [("edges", &report.edges), ("daily sums", &report.usage_records)] {
         rows.extend([row(name, &book.sums), row("  difference", &book.difference)]);
     }
@@ -126,13 +127,13 @@ fn describe(report: &Report) -> String {
         unpriced("  of the usage ledger", &nodes.ledger),
         unpriced("  difference", &nodes.difference),
     ]);
-    let money = |name: String, amount: &str| vec![name, String::new(), String::new(), String::new(), amount.to_owned()];
+    let money = |name: String, amount: &str| [name, String::new(), String::new(), String::new(), amount.to_owned()];
     for Invoice { invoice_number, charged, booked, difference } in &report.invoices {
         rows.push(money(format!("invoice {invoice_number}"), charged));
         rows.push(money("  daily sums of its period".to_owned(), booked));
         rows.push(money("  difference".to_owned(), difference));
     }
-    let mut text = table::render(&rows, 1);
+    let mut text = columns(&rows, 1);
     name_differences(report, &mut text);
     if nodes.lost > 0 {
         text.push_str(&format!("\n{} events could not be compared: their node died meanwhile\n", nodes.lost));

@@ -91,7 +91,7 @@ async fn llama_cpp_is_watched_and_its_answers_pass_through() {
     let stream = chat(&node, events[1], "Say hi.", &extra).send().await.unwrap().text().await.unwrap();
     assert!(stream.trim_end().ends_with("data: [DONE]") && stream.contains("\"completion_tokens\""), "{stream}");
     let chunks = stream.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
-    let usage = chunks.map(|chunk| chunk["usage"].clone()).filter(Value::is_object).last().unwrap();
+    let usage = chunks.map(|chunk| chunk["usage"].clone()).rfind(Value::is_object).unwrap();
     counted(&usage, ask(&node, events[1]).await);
 
     // Read from the engine's own /metrics: what it generated after the agent's first look at it.
