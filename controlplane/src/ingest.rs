@@ -1,13 +1,13 @@
 //! Taking in usage: every event of a batch is stored once, whatever is wrong with its neighbours.
 
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Retention};
 use crate::metrics::{EventFate, Metrics};
 use crate::partitions::{self, MONTHS_AHEAD};
 use crate::rollup::Rollup;
 use crate::store::partitions::{Month, Partitioned};
 use crate::store::usage::{self, Known, Stretch, UsageRow};
 use crate::store::{self, Store, StoreError, rollup};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,8 +17,6 @@ use tracing::{info, warn};
 use turnpike_config::UsageEvent;
 use turnpike_config::wire::UsageBatch;
 
-/// So many days before a ledger forgets an event, no more of its day are taken: by then the rollup has seen to all others.
-const FORGETTING_DAYS: i64 = 2;
 /// Decimal places of `cost_usd` and of [`turnpike_config::Usd`].
 const COST_SCALE: u32 = 12;
 /// First amount that `numeric(24, 12)` cannot hold, pico-dollars.
@@ -33,17 +31,6 @@ pub(crate) enum IngestError {
     /// The ledger, where it is not PostgreSQL.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-}
-
-/// How usage is taken in.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Retention {
-    /// Months of the request log that are kept beside the current one.
-    pub(crate) log_months: u32,
-    /// Which part of all requests is in the request log, 0 to 1. With the ledger in PostgreSQL it is 1.
-    pub(crate) log_sample: f64,
-    /// Days for which a ledger outside of PostgreSQL keeps events.
-    pub(crate) ledger_days: Option<u32>,
 }
 
 /// Stores usage events.
@@ -106,7 +93,7 @@ impl Ingest {
         self.make_partitions(&rows).await?;
         let rows = self.without_orphans(edge, rows).await?;
         self.ledger.write(&rows.rows, &rows.known).await?;
-        let logged: Vec<&UsageRow> = rows.rows.iter().filter(|row| self.is_logged(row)).collect();
+        let logged: Vec<&UsageRow> = rows.rows.iter().filter(|row| self.is_logged(row, now)).collect();
         match self.book(stretch, &rows.rows, &logged).await {
             Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason).into()),
             Err(error) => {
@@ -124,15 +111,10 @@ impl Ingest {
 
     /// Events in the shape of rows, without those that no row can hold.
     fn rows(&self, edge: &str, events: Vec<UsageEvent>, now: DateTime<Utc>) -> Vec<UsageRow> {
-        let oldest = partitions::oldest_kept(now, self.retention.log_months);
+        let oldest = self.retention.takes_from(now);
         let newest = Month::of(now).plus(MONTHS_AHEAD);
-        // An hour that is summed anew must have all its events: a ledger that has begun to forget takes no more of it.
-        let oldest_day =
-            self.retention.ledger_days.map(|days| now - TimeDelta::days(i64::from(days) - FORGETTING_DAYS));
         let keep = |event: UsageEvent| {
-            let in_time = |at: &DateTime<Utc>| {
-                (oldest..=newest).contains(&Month::of(*at)) && oldest_day.is_none_or(|oldest| *at > oldest)
-            };
+            let in_time = |at: &DateTime<Utc>| *at >= oldest && Month::of(*at) <= newest;
             let created_at = time_of(&event).filter(in_time);
             let Some(created_at) = created_at else {
                 self.drop_event(edge, &event, EventFate::BadTime);
@@ -235,10 +217,11 @@ impl Ingest {
     }
 
     /// Whether a request is in the request log: decided by its id, so that every delivery comes to the same.
-    fn is_logged(&self, row: &UsageRow) -> bool {
-        // The low 62 bits of a UUIDv7 are random.
+    fn is_logged(&self, row: &UsageRow, now: DateTime<Utc>) -> bool {
+        // The low bits of a UUIDv7 are random.
         let random = (row.event.id.0.as_u128() & u128::from(u32::MAX)) as f64 / f64::from(u32::MAX);
-        random < self.retention.log_sample || self.retention.log_sample >= 1.0
+        let is_picked = random < self.retention.log_sample || self.retention.log_sample >= 1.0;
+        is_picked && row.created_at >= self.retention.logs_from(now)
     }
 }
 

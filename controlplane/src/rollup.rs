@@ -4,7 +4,7 @@
 //! removes the marks it has seen, all in one transaction under a lock: what it wrote is right or is not there, a second
 //! run changes nothing, and of two control planes the slower one cannot overwrite what the faster one knows.
 
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Retention};
 use crate::metrics::Metrics;
 use crate::spending::Spending;
 use crate::store::rollup::{self, Days, HourKey, HourSum};
@@ -57,6 +57,7 @@ enum Patience {
 pub(crate) struct Rollup {
     store: Store,
     ledger: Arc<Ledger>,
+    retention: Retention,
     metrics: Arc<Metrics>,
     spending: Arc<Spending>,
     /// Hours were marked in this process.
@@ -66,8 +67,14 @@ pub(crate) struct Rollup {
 }
 
 impl Rollup {
-    pub(crate) fn new(store: Store, ledger: Arc<Ledger>, metrics: Arc<Metrics>, spending: Arc<Spending>) -> Self {
-        Self { store, ledger, metrics, spending, nudge: Notify::new(), turn: Mutex::new(()) }
+    pub(crate) fn new(
+        store: Store,
+        ledger: Arc<Ledger>,
+        retention: Retention,
+        metrics: Arc<Metrics>,
+        spending: Arc<Spending>,
+    ) -> Self {
+        Self { store, ledger, retention, metrics, spending, nudge: Notify::new(), turn: Mutex::new(()) }
     }
 
     /// Says that hours are to be summed anew.
@@ -145,7 +152,13 @@ impl Rollup {
         if dirty.is_empty() {
             return Ok(false);
         }
-        let (hours, marks): (Vec<DateTime<Utc>>, Vec<Vec<i64>>) = dirty.into_iter().unzip();
+        let (mut hours, marks): (Vec<DateTime<Utc>>, Vec<Vec<i64>>) = dirty.into_iter().unzip();
+        let is_all = i64::try_from(hours.len()).is_ok_and(|count| count < HOURS_AT_ONCE);
+        let kept_from = self.retention.holds_from(Utc::now());
+        if hours.first().is_some_and(|first| *first < kept_from) {
+            warn!(%kept_from, "hours from before the ledger begins are left as they were summed");
+            hours.retain(|hour| *hour >= kept_from);
+        }
         let sums = self.ledger.hour_sums(&mut tx, &hours).await?;
         let sums = billable(&mut tx, sums).await?;
         let changed = write(&mut tx, &hours, &sums).await?;
@@ -153,7 +166,7 @@ impl Rollup {
         tx.commit().await.map_err(StoreError::from)?;
         self.spending.tell(changed);
         self.metrics.rollup_duration.observe(began.elapsed().as_secs_f64());
-        Ok(i64::try_from(hours.len()).is_ok_and(|count| count == HOURS_AT_ONCE))
+        Ok(!is_all)
     }
 }
 

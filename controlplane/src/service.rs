@@ -7,8 +7,8 @@ use crate::closer;
 use crate::collecting;
 use crate::context::Context;
 use crate::feed::{Feed, FeedError};
-use crate::ingest::{Ingest, Retention};
-use crate::ledger::{ClickHouse, Ledger};
+use crate::ingest::Ingest;
+use crate::ledger::{ClickHouse, Ledger, Retention};
 use crate::links;
 use crate::metrics::Metrics;
 use crate::partitions;
@@ -127,8 +127,8 @@ impl ControlPlane {
             log_sample: settings.log_sample,
             ledger_days: settings.clickhouse.as_ref().map(|options| options.keep_days),
         };
-        let rollup = Rollup::new(store.clone(), Arc::clone(&ledger), Arc::clone(&metrics), Arc::clone(&spending));
-        let rollup = Arc::new(rollup);
+        let (books, spenders) = (Arc::clone(&ledger), Arc::clone(&spending));
+        let rollup = Arc::new(Rollup::new(store.clone(), books, retention, Arc::clone(&metrics), spenders));
         let ingest =
             Ingest::new(store.clone(), Arc::clone(&ledger), Arc::clone(&rollup), Arc::clone(&metrics), retention);
         let (watermarks, reported) = (Watermarks::default(), Arc::<Reported>::default());

@@ -4,10 +4,12 @@
 //! and what is billed is summed from it.
 
 mod clickhouse;
+mod retention;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use clickhouse::{ClickHouse, ConnectError, Options};
+pub(crate) use retention::Retention;
 
 use crate::store::performance::{self, Latencies, Minute};
 use crate::store::rollup::{self, HourSum};

@@ -305,3 +305,41 @@ async fn a_gap_in_a_journal_is_noticed(kept: Kept) {
     assert_eq!(gaps().await, Some(5.0), "another life of the journal begins anew");
     assert_sums(&plane, &events).await;
 }
+
+#[tokio::test]
+async fn the_request_log_may_be_a_sample_and_sums_are_whole_all_the_same() {
+    let settings = Kept::ClickHouse.settings().await + "usage.log_sample = 0.25\nusage.keep_months = 1";
+    let plane = Plane::start_with(&settings).await;
+    let events = mixed_events(&plane, 400).await;
+    ship_in(&plane, "e1", 1, &events, &[100]).await;
+    let logged = count(&plane, "SELECT count(*) FROM inference_requests").await;
+    assert!((50..150).contains(&logged), "{logged} of 400");
+    ship_in(&plane, "e2", 1, &events, &[33]).await;
+    assert_eq!(count(&plane, "SELECT count(*) FROM inference_requests").await, logged, "the same ones again");
+    assert_sums(&plane, &events).await;
+    // From before the log begins: summed, and not logged.
+    let tenant = Tenant { organization: events[0].organization.to_string(), ..plane.tenant("third").await };
+    let old = [distinct(&tenant, "m", Utc::now() - TimeDelta::days(90), 999)];
+    ship_in(&plane, "e3", 1, &old, &[1]).await;
+    assert_sums(&plane, &[&events[..], &old].concat()).await;
+    assert_eq!(count(&plane, "SELECT count(*) FROM inference_requests").await, logged);
+}
+
+#[tokio::test]
+async fn hours_that_the_ledger_has_forgotten_are_left_as_they_were_summed() {
+    let plane = start(Kept::Postgres).await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    sqlx::query(
+        "WITH old AS (SELECT date_trunc('hour', now() - interval '500 days', 'UTC') AS hour), hours AS (
+             INSERT INTO usage_hours SELECT $1::text::uuid, 'm', 0, hour, 5, 5, 5, 5, 5 FROM old
+         )
+         INSERT INTO usage_dirty_hours (hour, ended_from) SELECT hour, now() FROM old",
+    )
+    .bind(&tenant.organization)
+    .execute(&plane.pool)
+    .await
+    .unwrap();
+    rolled_up(&plane).await;
+    assert_eq!(count(&plane, "SELECT sum(requests)::bigint FROM usage_hours").await, 5);
+}

@@ -54,7 +54,7 @@ async fn migrations_are_applied_once_and_retention_follows_its_setting() {
     let extras = Kept::ClickHouse.settings().await;
     let mut plane = Plane::start_with(&extras).await;
     let own = database(&extras);
-    let applied = format!("SELECT groupArray((version, applied_at)) FROM {own}.schema_migrations");
+    let applied = format!("SELECT arraySort(groupArray((version, applied_at))) FROM {own}.schema_migrations");
     let first = ask(applied.clone()).await;
     plane.more = plane.more.replace("timeout =", "keep_days = 100, timeout =");
     plane.restart().await;
