@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tracing::{info, warn};
-use turnpike_config::UsageEvent;
 use turnpike_config::wire::UsageBatch;
+use turnpike_config::{UsageEvent, crash_point};
 
 /// Decimal places of `cost_usd` and of [`turnpike_config::Usd`].
 const COST_SCALE: u32 = 12;
@@ -92,7 +92,9 @@ impl Ingest {
         let rows = self.rows(edge, batch.events, now);
         self.make_partitions(&rows).await?;
         let rows = self.without_orphans(edge, rows).await?;
+        crash_point("control.before_insert");
         self.ledger.write(&rows.rows, &rows.known).await?;
+        crash_point("control.after_insert");
         let logged: Vec<&UsageRow> = rows.rows.iter().filter(|row| self.is_logged(row, now)).collect();
         match self.book(stretch, &rows.rows, &logged).await {
             Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason).into()),

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use turnpike_config::crash_point;
 use uuid::Uuid;
 
 /// Between two runs without a nudge: another control plane may have marked hours.
@@ -163,6 +164,7 @@ impl Rollup {
         let sums = billable(&mut tx, sums).await?;
         let changed = write(&mut tx, &hours, &sums).await?;
         rollup::unmark(&mut tx, &marks.concat()).await?;
+        crash_point("control.rollup");
         tx.commit().await.map_err(StoreError::from)?;
         self.spending.tell(changed);
         self.metrics.rollup_duration.observe(began.elapsed().as_secs_f64());

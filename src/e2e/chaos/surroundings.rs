@@ -2,10 +2,12 @@
 
 use super::{Clients, Served, books_agree, rounds, until_complete};
 use crate::harness::{Fleet, MODEL, chat_body, eventually, get, post};
+use futures::StreamExt as _;
 use serde_json::json;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use turnpike_parts::clickhouse::ClickHouse;
 
 /// Segments of an edge's journal, the newest last.
 fn segments(fleet: &Fleet, edge: &str) -> Vec<PathBuf> {
@@ -20,25 +22,53 @@ fn open(path: &PathBuf) -> std::fs::File {
     std::fs::File::options().read(true).write(true).open(path).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_control_plane_that_is_killed_while_it_takes_usage_in_counts_it_once() {
-    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+/// Kills the control plane at each point of usage's way in.
+async fn control_plane_dies(mut fleet: Fleet) {
     let mut served = Served::new();
     for round in 0..rounds() {
-        for passes in [1, 4] {
-            let point = format!("control.before_ack#{}", passes + round);
+        for point in ["before_insert", "after_insert", "before_ack", "rollup"] {
+            let point = format!("control.{point}#{}", 2 + round);
             fleet.restart_to_crash("control", &point).await;
             let clients = Clients::start(&fleet);
             eventually(&format!("the control plane dies at {point}"), async || {
                 if fleet.is_running("control") { Err(fleet.log("control")) } else { Ok(()) }
             })
             .await;
-            clients.answer(20).await;
+            clients.answer(10).await;
             fleet.start_plane("control").await;
             served.extend(clients.finish().await);
             books_agree(&fleet, &served, &point).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_that_is_killed_while_it_takes_usage_in_counts_it_once() {
+    control_plane_dies(Fleet::start(&["n1"], "0ms").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_clickhouse_too_and_one_that_is_killed_loses_nothing() {
+    let server = tokio::task::spawn_blocking(|| ClickHouse::start_temporary().unwrap()).await.unwrap();
+    let mut server = Some(server);
+    let fleet = Fleet::start_on_clickhouse(&["n1"], "0ms", server.as_ref().unwrap()).await;
+    let mut served = Served::new();
+    for _ in 0..rounds() {
+        let clients = Clients::start(&fleet);
+        clients.answer(10).await;
+        let mut dead = server.take().unwrap();
+        dead.kill();
+        clients.answer(30).await;
+        let restarted = tokio::task::spawn_blocking(move || {
+            dead.restart().unwrap();
+            dead
+        });
+        server = Some(restarted.await.unwrap());
+        clients.answer(10).await;
+        served.extend(clients.finish().await);
+        books_agree(&fleet, &served, "a dead ClickHouse").await;
+    }
+    control_plane_dies(fleet).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,6 +183,35 @@ async fn a_full_disk_refuses_requests_before_a_node_is_asked_and_loses_none_that
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_requests_at_once_do_not_spend_more_than_the_cent_that_was_paid_ahead() {
+    let fleet = Fleet::start(&["n1"], "0ms").await;
+    let billing = format!("/organizations/{}/billing", fleet.organization);
+    let entries = format!("/organizations/{}/prepaid_entries", fleet.organization);
+    fleet.admin.post(&entries, json!({"kind": "top_up", "amount": "0.01", "idempotency_key": "a cent"})).await;
+    fleet.until_pushed().await;
+    let url = format!("{}/v1/chat/completions", fleet.edge_url);
+    let mut body = chat_body(MODEL, "word", false);
+    body["max_tokens"] = json!(1);
+    // A word costs $0.00004: two hundred and fifty of them may be answered at most.
+    let ask = async |_| post(&url, &fleet.key, body.clone()).await.map_or(0, |reply| reply.status);
+    eventually("the edge knows what was spent before", async || match ask(0).await {
+        200 => Ok(()),
+        other => Err(other.to_string()),
+    })
+    .await;
+    let answers: Vec<u16> = futures::stream::iter(0..1_000).map(ask).buffer_unordered(1_000).collect().await;
+    let answered = answers.iter().filter(|status| **status == 200).count();
+    assert!(answers.iter().all(|status| [200, 429].contains(status)), "{answers:?}");
+    assert!((1..250).contains(&answered), "{answered} answered");
+    until_complete(&fleet).await;
+    let told = fleet.admin.get(&billing).await;
+    let left: f64 = told["prepaid_balance"].as_str().unwrap().parse().unwrap();
+    println!("{answered} of 1000 answered, {left} dollars of 0.01 left");
+    assert!((0.0..0.01).contains(&left), "{told}");
+    books_agree(&fleet, &Served::new(), "a cent").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_price_change_in_mid_request_is_for_the_next_one() {
     let fleet = Fleet::start(&["n1"], "150ms").await;
     let url = format!("{}/v1/chat/completions", fleet.edge_url);
@@ -171,9 +230,9 @@ async fn a_price_change_in_mid_request_is_for_the_next_one() {
     fleet.until_pushed().await;
     cost(2).await.unwrap();
     slow.await.unwrap();
-    let costs = "SELECT completion_tokens, trim_scale(cost_usd) FROM inference_requests ORDER BY id";
+    let costs = "SELECT completion_tokens, price_version, trim_scale(cost_usd) FROM inference_requests ORDER BY id";
     eventually("both are booked", async || match fleet.sql(costs) {
-        rows if rows == "10|0.0004\n2|0.506" => Ok(()),
+        rows if rows == "10|1|0.0004\n2|2|0.506" => Ok(()),
         rows => Err(rows),
     })
     .await;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+use turnpike_parts::clickhouse::ClickHouse;
 use turnpike_parts::postgres::Postgres;
 
 /// The model that the fleet's nodes serve.
@@ -59,6 +60,15 @@ impl Fleet {
 
     /// The same with further settings for the edge, in TOML.
     pub(crate) async fn start_with(nodes: &[&str], token_delay: &str, edge_settings: &str) -> Self {
+        Self::start_all(nodes, token_delay, edge_settings, "").await
+    }
+
+    /// The same as [`Fleet::start`] with its usage in this ClickHouse.
+    pub(crate) async fn start_on_clickhouse(nodes: &[&str], token_delay: &str, server: &ClickHouse) -> Self {
+        Self::start_all(nodes, token_delay, "", &format!("clickhouse.url = \"{}\"\n", server.url())).await
+    }
+
+    async fn start_all(nodes: &[&str], token_delay: &str, edge_settings: &str, control_settings: &str) -> Self {
         let postgres = tokio::task::spawn_blocking(|| Postgres::start_temporary().unwrap()).await.unwrap();
         let url = postgres.create_database(DATABASE).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -77,7 +87,7 @@ impl Fleet {
             postgres,
             directory,
         };
-        fleet.write_control(admin_port, &url);
+        fleet.write_control(admin_port, &url, control_settings);
         fleet.start_plane("control").await;
         fleet.register().await;
         fleet.edge_url = fleet.add_edge("edge", edge_settings).await;
@@ -89,13 +99,13 @@ impl Fleet {
         fleet
     }
 
-    fn write_control(&mut self, admin_port: u16, postgres_url: &str) {
+    fn write_control(&mut self, admin_port: u16, postgres_url: &str, more: &str) {
         let link_port = self.link_port;
         let token_file = self.path("admin_token");
         std::fs::write(&token_file, TOKEN).unwrap();
         let settings = format!(
             "region = \"here\"\nhttp.listen = \"127.0.0.1:{admin_port}\"\nlink.listen = \"127.0.0.1:{link_port}\"\n\
-             postgres.url = \"{postgres_url}\"\nadmin.token_file = \"{}\"\n",
+             postgres.url = \"{postgres_url}\"\nadmin.token_file = \"{}\"\n{more}",
             token_file.display()
         );
         self.write("control", "control", &settings, admin_port);
