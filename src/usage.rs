@@ -3,8 +3,9 @@
 use crate::admin;
 use crate::operator::{Operator, block_on, columns};
 use anyhow::Context as _;
+use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 
 /// Show what was used, and what it cost.
@@ -88,6 +89,29 @@ async fn fetch(client: &admin::Client, args: &Args) -> anyhow::Result<Vec<Sum>> 
     Ok(data)
 }
 
+/// Tokens of each day from the first to the last that has any, as bars of eight heights; the highest is named.
+fn sparkline(sums: &[Sum]) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let mut days: BTreeMap<NaiveDate, u64> = BTreeMap::new();
+    for sum in sums {
+        // The API's days are well formed; one that is not has no place on a line of time.
+        if let Ok(day) = sum.date.parse() {
+            *days.entry(day).or_default() += sum.prompt_tokens.saturating_add(sum.completion_tokens);
+        }
+    }
+    let (Some(first), Some(last)) = (days.keys().next(), days.keys().next_back()) else { return String::new() };
+    let highest = days.values().copied().max().unwrap_or(0).max(1);
+    let bar = |day: NaiveDate| match days.get(&day).copied().unwrap_or(0) {
+        0 => ' ',
+        tokens => {
+            let eighths = (u128::from(tokens) * BARS.len() as u128).div_ceil(highest.into());
+            BARS[usize::try_from(eighths).unwrap_or(1).clamp(1, BARS.len()) - 1]
+        }
+    };
+    let bars: String = first.iter_days().take_while(|day| day <= last).map(bar).collect();
+    format!("\ntokens a day  {first} {bars} {last}  most: {highest}\n")
+}
+
 fn table(sums: &[Sum]) -> String {
     const TITLES: [&str; 7] =
         ["ORGANIZATION", "MODEL", "DAY", "REQUESTS", "PROMPT TOKENS", "COMPLETION TOKENS", "COST USD"];
@@ -102,7 +126,7 @@ fn table(sums: &[Sum]) -> String {
         [organization.clone(), model_id.clone(), date.clone(), requests, prompt, completion, cost_usd.clone()]
     };
     let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned)).chain(sums.iter().map(row)).collect();
-    columns(&rows, NUMBERS_FROM)
+    columns(&rows, NUMBERS_FROM) + &sparkline(sums)
 }
 
 #[cfg(test)]
@@ -123,10 +147,33 @@ mod tests {
         };
         let text = table(&[sum("a-long-model-name", 1, "0.000700"), sum("echo", 12_345, "12.5")]);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 3);
-        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
+        assert_eq!(lines.len(), 5);
+        assert!(lines[..3].iter().all(|line| line.len() == lines[0].len()), "{text}");
+        assert_eq!(lines[4], "tokens a day  2026-01-31 █ 2026-01-31  most: 60");
         assert!(lines[1].ends_with("0.000700") && lines[2].contains("12345"), "{text}");
         assert_eq!(table(&[]), "nothing was used in this time\n");
+    }
+
+    #[test]
+    fn every_day_has_its_place_on_the_line() {
+        let sum = |date: &str, tokens| Sum {
+            organization_id: "0".to_owned(),
+            organization: "default".to_owned(),
+            model_id: "m".to_owned(),
+            date: date.to_owned(),
+            requests: 1,
+            prompt_tokens: tokens,
+            completion_tokens: 0,
+            cost_usd: "0".to_owned(),
+        };
+        let line = sparkline(&[
+            sum("2026-02-27", 1),
+            sum("2026-03-01", 8_000),
+            sum("2026-03-01", 0),
+            sum("2026-03-02", 4_000),
+        ]);
+        assert_eq!(line, "\ntokens a day  2026-02-27 ▁ █▄ 2026-03-02  most: 8000\n");
+        assert_eq!(sparkline(&[]), "");
     }
 
     #[test]
