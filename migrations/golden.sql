@@ -217,6 +217,21 @@ CREATE TABLE public.document_numbers (
     CONSTRAINT document_numbers_last_check CHECK ((last > 0))
 );
 
+CREATE TABLE public.edge_days (
+    edge character varying(255) NOT NULL,
+    epoch numeric(20,0) NOT NULL,
+    day date NOT NULL,
+    through_seq numeric(20,0) NOT NULL,
+    requests bigint NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    cost_usd numeric(24,12) NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT edge_days_completion_tokens_check CHECK ((completion_tokens >= 0)),
+    CONSTRAINT edge_days_prompt_tokens_check CHECK ((prompt_tokens >= 0)),
+    CONSTRAINT edge_days_requests_check CHECK ((requests >= 0))
+);
+
 CREATE TABLE public.edges (
     name text NOT NULL,
     region text NOT NULL,
@@ -569,6 +584,15 @@ CREATE TABLE public.recharges (
     CONSTRAINT recharges_status_check CHECK (((status)::text = ANY ((ARRAY['open'::character varying, 'succeeded'::character varying, 'failed'::character varying])::text[])))
 );
 
+CREATE TABLE public.reconciliations (
+    day date NOT NULL,
+    ran_at timestamp with time zone NOT NULL,
+    complete boolean NOT NULL,
+    events bigint NOT NULL,
+    tokens bigint NOT NULL,
+    cost_usd numeric(30,12) NOT NULL
+);
+
 CREATE TABLE public.stripe_credit_notes (
     credit_note_id uuid NOT NULL,
     stripe_id character varying(100),
@@ -714,6 +738,9 @@ ALTER TABLE ONLY public.custom_models
 ALTER TABLE ONLY public.document_numbers
     ADD CONSTRAINT document_numbers_pkey PRIMARY KEY (series, year);
 
+ALTER TABLE ONLY public.edge_days
+    ADD CONSTRAINT edge_days_pkey PRIMARY KEY (day, edge, epoch);
+
 ALTER TABLE ONLY public.edges
     ADD CONSTRAINT edges_pkey PRIMARY KEY (name);
 
@@ -779,6 +806,9 @@ ALTER TABLE ONLY public.recharges
 
 ALTER TABLE ONLY public.recharges
     ADD CONSTRAINT recharges_provider_id_key UNIQUE (provider_id);
+
+ALTER TABLE ONLY public.reconciliations
+    ADD CONSTRAINT reconciliations_pkey PRIMARY KEY (day);
 
 ALTER TABLE ONLY public.stripe_credit_notes
     ADD CONSTRAINT stripe_credit_notes_pkey PRIMARY KEY (credit_note_id);

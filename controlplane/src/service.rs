@@ -193,8 +193,7 @@ impl ControlPlane {
         tasks.spawn(closer::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
-        let metrics = Arc::clone(&context.metrics);
-        tasks.spawn(reconcile::run(context.store.clone(), metrics, shutdown.clone()));
+        tasks.spawn(reconcile::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));
         tasks.close();

@@ -30,6 +30,6 @@ struct Params {
 #[utoipa::path(get, path = "/admin/v1/reconcile", tag = "usage", params(Params),
     responses((status = 200, body = Report), (status = "4XX", body = Problem)))]
 async fn compare(State(state): State<ApiState>, Query(params): Query<Params>) -> Result<Json<Report>, Problem> {
-    let report = reconcile::compare(&state.context.store, params.day).await.map_err(ActionError::from)?;
+    let report = reconcile::compare(&state.context, params.day).await.map_err(ActionError::from)?;
     Ok(Json(report))
 }

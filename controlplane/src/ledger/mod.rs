@@ -12,10 +12,11 @@ pub(crate) use clickhouse::{ClickHouse, ConnectError, Options};
 pub(crate) use retention::Retention;
 
 use crate::store::performance::{self, Latencies, Minute};
+use crate::store::reconcile::{self, By, Event, Sums};
 use crate::store::rollup::{self, HourSum};
 use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
 use crate::store::{PgConnection, StoreError, usage};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 /// Why the ledger could not be written to or read.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,31 @@ impl Ledger {
         match self {
             Self::Postgres => Ok(usage::sums_by_key(connection, grouping, span, limit).await?),
             Self::ClickHouse(clickhouse) => clickhouse.key_sums(grouping, span, limit).await,
+        }
+    }
+
+    /// What a day's events add up to, to be compared with other books; in no order.
+    pub(crate) async fn sums_by(
+        &self,
+        connection: &mut PgConnection,
+        by: By,
+        day: NaiveDate,
+    ) -> Result<Vec<(String, Sums)>, LedgerError> {
+        match self {
+            Self::Postgres => Ok(reconcile::sum_log(connection, by, day).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.sums_by(by, day).await,
+        }
+    }
+
+    /// All events from an hour, as far as nodes know of them.
+    pub(crate) async fn events(
+        &self,
+        connection: &mut PgConnection,
+        hour: DateTime<Utc>,
+    ) -> Result<Vec<Event>, LedgerError> {
+        match self {
+            Self::Postgres => Ok(reconcile::events(connection, hour).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.events(hour).await,
         }
     }
 

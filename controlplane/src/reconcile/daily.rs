@@ -1,9 +1,10 @@
 //! The books of yesterday, compared once they are complete.
 
 use super::{HOURS, compare, day_before, is_complete, midnight};
-use crate::metrics::Metrics;
+use crate::context::Context;
+use crate::ledger::LedgerError;
+use crate::store::leader;
 use crate::store::reconcile::{self as store, Compared};
-use crate::store::{Store, StoreError, leader};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,10 @@ const EVERY: Duration = Duration::from_secs(300);
 const PATIENCE_HOURS: i64 = 12;
 
 /// Runs until stopped.
-pub(crate) async fn run(store: Store, metrics: Arc<Metrics>, stop: CancellationToken) {
+pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     loop {
-        if let Err(error) = look(&store, &metrics, Utc::now()).await {
-            metrics.reconcile_failures.inc();
+        if let Err(error) = look(&context, Utc::now()).await {
+            context.metrics.reconcile_failures.inc();
             warn!(%error, "the books could not be compared; trying again");
         }
         tokio::select! {
@@ -32,30 +33,31 @@ pub(crate) async fn run(store: Store, metrics: Arc<Metrics>, stop: CancellationT
 
 /// One look at the moment `now`: compares yesterday's books if they are complete and that has not been done, and shows
 /// what the last comparison came to, whoever made it.
-async fn look(database: &Store, metrics: &Metrics, now: DateTime<Utc>) -> Result<(), StoreError> {
+async fn look(context: &Context, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    let database = &context.store;
     if let Some(leading) = leader::try_lead(database, leader::RECONCILE).await? {
         let day = day_before(now);
         let before = store::noted(&mut *database.read().await?, Some(day)).await?;
         if before.is_none_or(|compared| !compared.complete) {
-            compare_day(database, now, before.is_some()).await?;
+            compare_day(context, now, before.is_some()).await?;
         }
         leading.end().await?;
     }
     if let Some(last) = store::noted(&mut *database.read().await?, None).await? {
-        metrics.show_reconciliation(&last);
+        context.metrics.show_reconciliation(&last);
     }
     Ok(())
 }
 
-async fn compare_day(database: &Store, now: DateTime<Utc>, was_compared: bool) -> Result<(), StoreError> {
+async fn compare_day(context: &Context, now: DateTime<Utc>, was_compared: bool) -> Result<(), LedgerError> {
     let day = day_before(now);
     let since = now - midnight(day) - TimeDelta::hours(HOURS);
-    let is_complete = is_complete(&mut *database.read().await?, day, now).await?;
+    let is_complete = is_complete(&mut *context.store.read().await?, day, now).await?;
     let is_late = since >= TimeDelta::hours(PATIENCE_HOURS);
     if !is_complete && (was_compared || !is_late) {
         return Ok(());
     }
-    let report = compare(database, day).await?;
+    let report = compare(context, day).await?;
     let apart = report.apart();
     if report.equal {
         info!(%day, requests = report.ledger.requests, cost_usd = %report.ledger.cost_usd, "the books are equal");
@@ -66,7 +68,7 @@ async fn compare_day(database: &Store, now: DateTime<Utc>, was_compared: bool) -
         );
     }
     let compared = Compared { day, ran_at: now, complete: report.complete, apart };
-    store::note(&mut *database.read().await?, compared).await
+    Ok(store::note(&mut *context.store.read().await?, compared).await?)
 }
 
 #[cfg(test)]

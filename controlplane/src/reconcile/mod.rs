@@ -7,8 +7,10 @@ mod nodes;
 pub(crate) use daily::run;
 pub(crate) use nodes::Nodes;
 
-use crate::store::reconcile::{self as store, Apart, Book as Source, Sums};
-use crate::store::{PgConnection, Store, StoreError};
+use crate::context::Context;
+use crate::ledger::{Ledger, LedgerError};
+use crate::store::reconcile::{self as store, Apart, By, Sums};
+use crate::store::{PgConnection, StoreError};
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,20 +88,23 @@ pub(crate) struct Report {
 /// Compares the books of a day, as they are at one moment.
 ///
 /// # Errors
-/// The database refuses or does not answer.
-pub(crate) async fn compare(database: &Store, day: NaiveDate) -> Result<Report, StoreError> {
-    let mut tx = database.begin_snapshot().await?;
+/// The ledger or the database refuses or does not answer.
+pub(crate) async fn compare(context: &Context, day: NaiveDate) -> Result<Report, LedgerError> {
+    let ledger = &*context.ledger;
+    // The daily sums follow the ledger within moments.
+    context.rollup.settle().await;
+    let mut tx = context.store.begin_snapshot().await?;
     let connection = &mut *tx;
     let complete = is_complete(connection, day, Utc::now()).await?;
-    let by_edge = store::sums(connection, Source::LedgerByEdge, day).await?;
-    let ledger = by_edge.iter().fold(Sums::default(), |all, (_, sums)| all.plus(*sums));
-    let edges = Book::new(store::sums(connection, Source::Edges, day).await?, by_edge);
-    let by_model = store::sums(connection, Source::LedgerByModel, day).await?;
-    let usage_records = Book::new(store::sums(connection, Source::Records, day).await?, by_model);
-    let nodes = compare_nodes(connection, day).await?;
+    let by_edge = ledger.sums_by(connection, By::Edge, day).await?;
+    let sums = by_edge.iter().fold(Sums::default(), |all, (_, sums)| all.plus(*sums));
+    let edges = Book::new(store::booked(connection, By::Edge, day).await?, by_edge);
+    let by_model = ledger.sums_by(connection, By::Model, day).await?;
+    let usage_records = Book::new(store::booked(connection, By::Model, day).await?, by_model);
+    let nodes = compare_nodes(ledger, connection, day).await?;
     let invoices = store::invoices(connection, day).await?.iter().map(Invoice::new).collect();
-    tx.rollback().await?;
-    let mut report = Report { day, complete, equal: false, ledger, edges, usage_records, nodes, invoices };
+    tx.rollback().await.map_err(StoreError::from)?;
+    let mut report = Report { day, complete, equal: false, ledger: sums, edges, usage_records, nodes, invoices };
     report.equal = report.apart() == Apart::default();
     Ok(report)
 }
@@ -116,10 +121,10 @@ const fn midnight(day: NaiveDate) -> DateTime<Utc> {
 }
 
 /// By the hour, so that a busy day fits into memory.
-async fn compare_nodes(connection: &mut PgConnection, day: NaiveDate) -> Result<Nodes, StoreError> {
+async fn compare_nodes(ledger: &Ledger, connection: &mut PgConnection, day: NaiveDate) -> Result<Nodes, LedgerError> {
     let mut nodes = Nodes::default();
     for hour in (0..HOURS).map(|hour| midnight(day) + TimeDelta::hours(hour)) {
-        let events = store::events(connection, hour).await?;
+        let events = ledger.events(connection, hour).await?;
         let entries = store::entries(connection, hour).await?;
         nodes.compare(&events, &entries);
     }

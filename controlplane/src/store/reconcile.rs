@@ -64,36 +64,44 @@ impl From<Row> for (String, Sums) {
     }
 }
 
-/// A book, and what it is summed by.
+/// What a book is summed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Book {
-    /// The usage ledger by edge.
-    LedgerByEdge,
-    /// The usage ledger by organization and model, as `ORGANIZATION MODEL`.
-    LedgerByModel,
-    /// What edges counted themselves, by edge.
-    Edges,
-    /// `usage_records` and what came after an invoice, by organization and model.
-    Records,
+pub(crate) enum By {
+    /// By the name of an edge.
+    Edge,
+    /// By organization and model, as `ORGANIZATION MODEL`.
+    Model,
 }
 
-/// What a book says of a day, in no order.
-pub(crate) async fn sums(
+/// What a day's events add up to in the request log, where that is the ledger; in no order.
+pub(crate) async fn sum_log(
     connection: &mut PgConnection,
-    book: Book,
+    by: By,
     day: NaiveDate,
 ) -> Result<Vec<(String, Sums)>, StoreError> {
-    let sql = match book {
-        Book::LedgerByEdge => LEDGER_BY_EDGE,
-        Book::LedgerByModel => LEDGER_BY_MODEL,
-        Book::Edges => EDGES,
-        Book::Records => RECORDS,
-    };
+    sums(connection, if by == By::Edge { LOG_BY_EDGE } else { LOG_BY_MODEL }, day).await
+}
+
+/// What the book beside the ledger says of a day: what edges counted themselves, or `usage_records` and what came after
+/// an invoice. In no order.
+pub(crate) async fn booked(
+    connection: &mut PgConnection,
+    by: By,
+    day: NaiveDate,
+) -> Result<Vec<(String, Sums)>, StoreError> {
+    sums(connection, if by == By::Edge { EDGES } else { RECORDS }, day).await
+}
+
+async fn sums(
+    connection: &mut PgConnection,
+    sql: &'static str,
+    day: NaiveDate,
+) -> Result<Vec<(String, Sums)>, StoreError> {
     let rows: Vec<Row> = sqlx::query_as(sql).bind(day).fetch_all(connection).await?;
     Ok(rows.into_iter().map(Into::into).collect())
 }
 
-const LEDGER_BY_EDGE: &str = "
+const LOG_BY_EDGE: &str = "
 SELECT edge AS name, count(*) AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
     sum(completion_tokens)::bigint AS completion_tokens, sum(cost_usd) AS cost_usd
 FROM inference_requests
@@ -101,7 +109,7 @@ WHERE created_at >= $1::date::timestamp AT TIME ZONE 'UTC' AND created_at < ($1:
     AND model_id IS NOT NULL
 GROUP BY edge";
 
-const LEDGER_BY_MODEL: &str = "
+const LOG_BY_MODEL: &str = "
 SELECT organization_id || ' ' || model_id AS name, count(*) AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
     sum(completion_tokens)::bigint AS completion_tokens, sum(cost_usd) AS cost_usd
 FROM inference_requests
@@ -142,7 +150,7 @@ pub(crate) struct Event {
     pub(crate) exact: bool,
 }
 
-/// All events of the usage ledger from an hour.
+/// All events from an hour in the request log, where that is the ledger.
 pub(crate) async fn events(connection: &mut PgConnection, hour: DateTime<Utc>) -> Result<Vec<Event>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, node, prompt_tokens, completion_tokens,

@@ -3,7 +3,7 @@
 use crate::invoices::{close, first_of, spending};
 use crate::node_ledger::Shipper;
 use crate::peers::Meter;
-use crate::plane::{Plane, Tenant, eventually};
+use crate::plane::{Kept, Plane, Tenant, eventually};
 use crate::usage::event;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use serde_json::{Value, json};
@@ -72,8 +72,17 @@ async fn run(plane: &Plane, sql: &str) {
 }
 
 #[tokio::test]
-async fn books_that_are_equal_say_so() {
-    let plane = Plane::start().await;
+async fn books_that_are_equal_say_so_by_the_ledger_in_postgresql() {
+    equal_books(Kept::Postgres).await;
+}
+
+#[tokio::test]
+async fn books_that_are_equal_say_so_by_the_ledger_in_clickhouse() {
+    equal_books(Kept::ClickHouse).await;
+}
+
+async fn equal_books(kept: Kept) {
+    let plane = Plane::start_with(&kept.settings().await).await;
     plane.model("m").await;
     let tenant = plane.tenant("acme").await;
     ship(&plane, &tenant, day()).await;
@@ -92,6 +101,17 @@ async fn books_that_are_equal_say_so() {
     // Another day has no books at all.
     let empty = self::report(&plane, day() + Days::new(1)).await;
     assert_eq!((&empty["equal"], &empty["ledger"]["requests"]), (&json!(true), &json!(0)));
+
+    // One that its edge has not counted, and no node has an entry of. Its day is invoiced: it becomes an adjustment.
+    let more = event(&tenant, Some("m"), noon(day() + Days::new(1)), 5, 5);
+    let more = UsageEvent { edge: "e2".to_owned(), ..more };
+    Meter::connect(&plane, "e2").await.ship(1, 0, std::slice::from_ref(&more)).await;
+    let report = self::report(&plane, day() + Days::new(1)).await;
+    assert_eq!((&report["equal"], &report["ledger"]["requests"]), (&json!(false), &json!(1)));
+    let (edge, model) = (&report["edges"]["first"][0], &report["usage_records"]["unequal"]);
+    assert_eq!((&edge["of"], &edge["sums"]["requests"], model), (&json!("e2"), &json!(0), &json!(0)), "{report}");
+    let unknown = &report["nodes"]["events_without_entry"]["first"][0];
+    assert_eq!((&unknown["event_id"], &unknown["ledger"]), (&json!(more.id), &json!([5, 5])));
 }
 
 /// A change of one book, its opposite, and what then names it: a path into the report and the value there.
@@ -218,6 +238,7 @@ async fn yesterday_is_compared_by_itself_and_shown() {
     let tenant = plane.tenant("acme").await;
     let yesterday = Utc::now().date_naive() - Days::new(1);
     ship(&plane, &tenant, yesterday).await;
+    assert_eq!(report(&plane, yesterday).await["equal"], true);
     run(&plane, "UPDATE usage_records SET cost_usd = cost_usd + 0.000000000003").await;
     run(&plane, "UPDATE edge_days SET completion_tokens = completion_tokens + 2 WHERE requests > 0").await;
     // The first life compared them before there was anything in them.

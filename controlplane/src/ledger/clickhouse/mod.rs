@@ -1,5 +1,6 @@
 //! The ledger in ClickHouse.
 
+mod compare;
 mod gather;
 mod migrations;
 mod performance;
@@ -11,10 +12,11 @@ pub(crate) use migrations::MigrationError;
 use super::LedgerError;
 use crate::metrics::Metrics;
 use crate::store::performance::{Latencies, Minute};
+use crate::store::reconcile::{By, Event, Sums};
 use crate::store::rollup::HourSum;
 use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
 use ::clickhouse::Client;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use gather::Gatherer;
 use rows::EventRow;
 use std::sync::Arc;
@@ -138,6 +140,14 @@ impl ClickHouse {
 }
 
 impl ClickHouse {
+    pub(super) async fn sums_by(&self, by: By, day: NaiveDate) -> Result<Vec<(String, Sums)>, LedgerError> {
+        self.reader.sums_by(by, day).await
+    }
+
+    pub(super) async fn events(&self, hour: DateTime<Utc>) -> Result<Vec<Event>, LedgerError> {
+        self.reader.events(hour).await
+    }
+
     pub(super) async fn latencies(&self, minute: DateTime<Utc>) -> Result<Vec<Latencies>, LedgerError> {
         self.reader.latencies(minute).await
     }
