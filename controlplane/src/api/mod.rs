@@ -49,7 +49,7 @@ pub(crate) struct ApiState {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Turnpike admin API", description = "Organizations, keys, models, nodes and usage of a Turnpike deployment."),
+    info(title = "Turnpike admin API", description = "Organizations, keys, models, nodes, usage and money of a Turnpike deployment."),
     security(("token" = [])),
     modifiers(&BearerToken),
     components(schemas(Problem))

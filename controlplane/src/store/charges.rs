@@ -11,9 +11,8 @@ use uuid::Uuid;
 
 /// Keeps usage from being summed anew until the transaction ends: what is read now is what is invoiced.
 pub(crate) async fn hold(connection: &mut PgConnection) -> Result<(), StoreError> {
-    rollup::lock(connection).await?;
-    sqlx::query("LOCK TABLE usage_records, usage_adjustments IN SHARE ROW EXCLUSIVE MODE").execute(connection).await?;
-    Ok(())
+    // Whoever writes usage_records or usage_adjustments holds it.
+    rollup::lock(connection).await
 }
 
 #[derive(sqlx::FromRow)]
