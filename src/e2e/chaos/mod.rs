@@ -76,8 +76,12 @@ struct Clients {
 
 impl Clients {
     fn start(fleet: &Fleet) -> Self {
+        Self::start_at(fleet, &fleet.edge_url)
+    }
+
+    fn start_at(fleet: &Fleet, edge_url: &str) -> Self {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let url = format!("{}/v1/chat/completions", fleet.edge_url);
+        let url = format!("{edge_url}/v1/chat/completions");
         let client = |client: usize| {
             let (url, key) = (url.clone(), fleet.key.clone());
             let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
@@ -123,14 +127,11 @@ impl Clients {
     }
 }
 
-/// Waits until usage of everything that has begun by now is stored.
+/// Waits until usage of everything that has ended by now is stored.
 async fn until_complete(fleet: &Fleet) {
     let now = fleet.sql("SELECT now()");
     eventually("the edges' usage is complete", async || {
-        let behind = format!(
-            "SELECT name, began_to, complete_to FROM edges WHERE began_to IS NULL OR began_to < '{now}' \
-             OR complete_to < '{now}'"
-        );
+        let behind = format!("SELECT name, complete_to FROM edges WHERE complete_to < '{now}'");
         let behind = fleet.sql(&behind);
         if behind.is_empty() { Ok(()) } else { Err(format!("{behind} is behind {now}\n{}", fleet.log("edge"))) }
     })
@@ -151,10 +152,12 @@ async fn books_agree(fleet: &Fleet, served: &Served, what: &str) {
         assert_eq!(booked.get(id), Some(used), "{what}: {id} was served otherwise than it was booked");
     }
     // What edges and nodes counted, the usage ledger, the daily sums.
-    let day = fleet.sql("SELECT (now() AT TIME ZONE 'UTC')::date");
-    eventually(&format!("{what}: the books are equal"), async || {
-        let report = fleet.admin.get(&format!("/reconcile?day={day}")).await;
-        if report["equal"] == true { Ok(()) } else { Err(report.to_string()) }
-    })
-    .await;
+    let days = fleet.sql("SELECT DISTINCT (created_at AT TIME ZONE 'UTC')::date FROM inference_requests");
+    for day in days.lines() {
+        eventually(&format!("{what}: the books of {day} are equal"), async || {
+            let report = fleet.admin.get(&format!("/reconcile?day={day}")).await;
+            if report["equal"] == true { Ok(()) } else { Err(report.to_string()) }
+        })
+        .await;
+    }
 }

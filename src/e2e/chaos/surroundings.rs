@@ -212,6 +212,26 @@ async fn a_thousand_requests_at_once_do_not_spend_more_than_the_cent_that_was_pa
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn edges_whose_clocks_are_a_day_off_are_booked_on_the_day_they_say() {
+    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+    let mut served = Served::new();
+    let first = fleet.edge_url.clone();
+    let second = fleet.add_edge("edge-2", "").await;
+    for (name, url, offset) in [("edge", first, "-1d"), ("edge-2", second, "+1d")] {
+        fleet.restart_at(name, offset).await;
+        let clients = Clients::start_at(&fleet, &url);
+        clients.answer(20).await;
+        served.extend(clients.finish().await);
+    }
+    books_agree(&fleet, &served, "clocks a day off").await;
+    let days = "SELECT date - (now() AT TIME ZONE 'UTC')::date FROM usage_records ORDER BY date";
+    assert_eq!(fleet.sql(days), "-1\n1");
+    // Nobody may take yesterday for complete while an edge still lives in it.
+    let open = "SELECT name FROM edges WHERE began_to < now() - interval '1 hour'";
+    assert_eq!(fleet.sql(open), "edge");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_price_change_in_mid_request_is_for_the_next_one() {
     let fleet = Fleet::start(&["n1"], "150ms").await;
     let url = format!("{}/v1/chat/completions", fleet.edge_url);

@@ -174,6 +174,18 @@ impl Fleet {
         self.planes.get_mut(name).is_some_and(Process::is_running)
     }
 
+    /// Kills a plane and starts it again with another idea of the time, such as `-1d`.
+    pub(crate) async fn restart_at(&mut self, name: &str, offset: &str) {
+        let library =
+            ["x86_64", "aarch64"].map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"));
+        let library = library.iter().find(|path| Path::new(path).exists());
+        let library =
+            library.unwrap_or_else(|| panic!("libfaketime is missing; ./test installs it (package faketime)"));
+        self.kill(name);
+        let clock = [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        self.start_plane_with(name, &clock).await;
+    }
+
     async fn start_plane_with(&mut self, name: &str, environment: &[(&str, &str)]) {
         let plane = match name {
             "control" => "controlplane",
