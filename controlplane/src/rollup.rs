@@ -12,6 +12,7 @@ use crate::store::{PgConnection, Store, StoreError, Tx};
 use chrono::{DateTime, NaiveDate, Utc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
@@ -28,7 +29,8 @@ const SHORTEST_REST: Duration = Duration::from_millis(200);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 /// A run is followed by a rest of this many times its own length.
 const SHARE: u32 = 4;
-/// Hours summed in one transaction: two days' worth, so that one of a busy day is one, and memory is bounded.
+/// Hours summed in one transaction, at most: two days' worth, so that memory is bounded. Half of them after a run that
+/// failed, which may have been too much at once, and twice as many after one that did not.
 const HOURS_AT_ONCE: i64 = 48;
 /// How long a reader waits for the sums to be up to date; after that it is given what there is.
 const READER_PATIENCE: Duration = Duration::from_secs(5);
@@ -61,6 +63,8 @@ pub(crate) struct Rollup {
     retention: Retention,
     metrics: Arc<Metrics>,
     spending: Arc<Spending>,
+    /// See [`HOURS_AT_ONCE`].
+    hours_at_once: AtomicI64,
     /// Hours were marked in this process.
     nudge: Notify,
     /// One run at a time in this process, so that waiting for one takes no connection.
@@ -75,7 +79,16 @@ impl Rollup {
         metrics: Arc<Metrics>,
         spending: Arc<Spending>,
     ) -> Self {
-        Self { store, ledger, retention, metrics, spending, nudge: Notify::new(), turn: Mutex::new(()) }
+        Self {
+            store,
+            ledger,
+            retention,
+            metrics,
+            spending,
+            hours_at_once: AtomicI64::new(HOURS_AT_ONCE),
+            nudge: Notify::new(),
+            turn: Mutex::new(()),
+        }
     }
 
     /// Says that hours are to be summed anew.
@@ -135,12 +148,19 @@ impl Rollup {
         if !rollup::is_due(&mut *self.store.read().await?).await? {
             return Ok(());
         }
-        while self.sum_some(patience).await? {}
-        Ok(())
+        loop {
+            let most = self.hours_at_once.load(Ordering::Relaxed);
+            let summed = self.sum_some(patience, most).await;
+            let next = if summed.is_ok() { most * 2 } else { most / 2 };
+            self.hours_at_once.store(next.clamp(1, HOURS_AT_ONCE), Ordering::Relaxed);
+            if !summed? {
+                return Ok(());
+            }
+        }
     }
 
-    /// One transaction; says whether there may be more to do.
-    async fn sum_some(&self, patience: Patience) -> Result<bool, RollupError> {
+    /// One transaction, of at most so many hours; says whether there may be more to do.
+    async fn sum_some(&self, patience: Patience, most: i64) -> Result<bool, RollupError> {
         let began = Instant::now();
         let mut tx = self.store.begin().await?;
         match patience {
@@ -149,12 +169,12 @@ impl Rollup {
             Patience::None => return Ok(false),
         }
         // The marks are read first: an event whose mark is among them is in the ledger.
-        let dirty = rollup::dirty_hours(&mut tx, HOURS_AT_ONCE).await?;
+        let dirty = rollup::dirty_hours(&mut tx, most).await?;
         if dirty.is_empty() {
             return Ok(false);
         }
         let (mut hours, marks): (Vec<DateTime<Utc>>, Vec<Vec<i64>>) = dirty.into_iter().unzip();
-        let is_all = i64::try_from(hours.len()).is_ok_and(|count| count < HOURS_AT_ONCE);
+        let is_all = i64::try_from(hours.len()).is_ok_and(|count| count < most);
         let kept_from = self.retention.holds_from(Utc::now());
         if hours.first().is_some_and(|first| *first < kept_from) {
             warn!(%kept_from, "hours from before the ledger begins are left as they were summed");

@@ -118,17 +118,9 @@ pub(crate) async fn sum_log(
     connection: &mut PgConnection,
     hours: &[DateTime<Utc>],
 ) -> Result<Vec<HourSum>, StoreError> {
-    // By ranges, which the index on the time serves; hours that follow each other are one range.
-    let mut ranges: Vec<(DateTime<Utc>, DateTime<Utc>)> = Vec::new();
-    for hour in hours {
-        let end = *hour + TimeDelta::hours(1);
-        match ranges.last_mut() {
-            Some(last) if last.1 == *hour => last.1 = end,
-            _ => ranges.push((*hour, end)),
-        }
-    }
+    // Hour by hour: each statement stays within its time, however many there are.
     let mut sums = Vec::new();
-    for (from, to) in ranges {
+    for hour in hours {
         let found: Vec<HourSum> = sqlx::query_as(
             "SELECT organization_id, model_id, price_version, date_trunc('hour', created_at, 'UTC') AS hour,
                  count(*) AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
@@ -137,8 +129,8 @@ pub(crate) async fn sum_log(
              FROM inference_requests WHERE created_at >= $1 AND created_at < $2 AND model_id IS NOT NULL
              GROUP BY 1, 2, 3, 4",
         )
-        .bind(from)
-        .bind(to)
+        .bind(hour)
+        .bind(*hour + TimeDelta::hours(1))
         .fetch_all(&mut *connection)
         .await?;
         sums.extend(found);
