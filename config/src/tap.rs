@@ -83,7 +83,8 @@ impl Tap {
     pub fn usage(&self) -> Option<Tokens> {
         match self {
             Self::Json(tap) => tap.usage(),
-            Self::Stream(tap) => tap.usage,
+            // Some engines count along; only what comes last is the count.
+            Self::Stream(tap) => tap.usage.filter(|_| tap.done || tap.usage_is_last),
         }
     }
 
@@ -142,6 +143,8 @@ pub struct StreamTap {
     /// The beginning of an event whose end has not come.
     carry: BytesMut,
     usage: Option<Tokens>,
+    /// It came in a chunk without text, as OpenAI sends it at the end.
+    usage_is_last: bool,
     events: u32,
     /// A chat stream's first event says only who speaks.
     opens_with_role: bool,
@@ -188,11 +191,9 @@ impl StreamTap {
         if self.events == 0 {
             self.opens_with_role = memmem::find(&events, b"\"role\"").is_some();
         }
-        let count = memmem::find_iter(&events, b"data:").count();
+        let count = data_lines(&events).count();
         self.events = self.events.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-        if memmem::rfind(&events, b"[DONE]").is_some() {
-            self.done = true;
-        }
+        self.done |= data_lines(&events).any(|data| data.trim_ascii_start().starts_with(b"[DONE]"));
         if memmem::find(&events, b"\"usage\"").is_none() {
             return events;
         }
@@ -220,10 +221,17 @@ impl StreamTap {
         let Ok(chunk) = serde_json::from_slice::<Chunk>(&event[start + 5..]) else { return false };
         let Some(usage) = chunk.usage else { return false };
         self.usage = Some(usage.into());
+        self.usage_is_last = chunk.choices.is_empty();
         let ours = self.strip_usage && chunk.choices.is_empty();
         self.events = self.events.saturating_sub(u32::from(ours));
         ours
     }
+}
+
+/// What follows each `data:` that begins a line. Inside of generated text, line ends are escaped.
+fn data_lines(events: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let begins = |at: &usize| at.checked_sub(1).is_none_or(|before| events[before] == b'\n');
+    memmem::find_iter(events, b"data:").filter(begins).map(|at| &events[at + b"data:".len()..])
 }
 
 /// End of the last whole event: events end with an empty line, after LF or CRLF.
@@ -284,6 +292,25 @@ mod tests {
         let (_, tap) = run(true, &[&STREAM.as_bytes()[..150]]);
         assert!(!tap.is_complete() && tap.usage().is_none());
         assert_eq!(tap.tokens_seen(), 2);
+    }
+
+    #[test]
+    fn what_a_model_says_does_not_end_its_stream_or_count_as_events() {
+        let said = "data: {\"choices\":[{\"delta\":{\"content\":\"data: [DONE]\\n\\ndata: [DONE]\"}}]}\n\n";
+        let (_, tap) = run(true, &[said.as_bytes(), said.as_bytes()]);
+        assert!(!tap.is_complete());
+        assert_eq!(tap.tokens_seen(), 2);
+        let (_, tap) = run(true, &[said.as_bytes(), b"data:[DONE]\n\n"]);
+        assert!(tap.is_complete());
+    }
+
+    #[test]
+    fn a_count_that_runs_along_is_not_the_last_word() {
+        let along = "data: {\"choices\":[{}],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":1}}\n\n";
+        let (_, tap) = run(false, &[along.as_bytes()]);
+        assert_eq!(tap.usage(), None);
+        let (_, tap) = run(false, &[along.as_bytes(), b"data: [DONE]\n\n"]);
+        assert_eq!(tap.usage().unwrap().completion, 1);
     }
 
     #[test]

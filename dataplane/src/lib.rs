@@ -185,10 +185,11 @@ async fn serve(
     let stop_resolving = CancellationToken::new();
     let Unresolved { jobs, orphans } = unresolved;
     let own = Identity::load(&edge.settings.tls)?;
-    let resolving = tokio::spawn(resolve::run(Arc::clone(&edge), own, jobs, orphans, stop_resolving.clone()));
     let stop_sync = CancellationToken::new();
+    // Knows the nodes of the last good routing, which the resolver asks.
     let link = sync::Sync::start(Arc::clone(&edge));
     let sync = tokio::spawn(link.run(identity, stop_sync.clone()));
+    let resolving = tokio::spawn(resolve::run(Arc::clone(&edge), own, jobs, orphans, stop_resolving.clone()));
 
     edge.limiter.ready().await;
     tokio::spawn(Arc::clone(&edge.limiter).run(stop_sync.clone()));

@@ -10,7 +10,7 @@ use http::header::USER_AGENT;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 use std::time::{Duration, Instant};
-use turnpike_config::{RequestStatus, Tap, Tokens, UsageEvent, Usd};
+use turnpike_config::{Endpoint, RequestStatus, Tap, Tokens, UsageEvent, Usd};
 
 const USER_AGENT_BYTES: usize = 256;
 
@@ -50,12 +50,9 @@ pub(crate) fn conclude(
     let mut event = event(edge, session, request, metered, counted, end, now);
     event.response_bytes += unsent as u64;
     // What a node worked on without telling, it has in its ledger.
-    let ask = counted.estimated && !is_reuse(metered) && event.node.is_some();
+    let counts = metered.endpoint != Endpoint::Moderation;
+    let ask = counted.estimated && counts && !is_reuse(metered) && event.node.is_some();
     let price = metered.model.as_ref().filter(|_| ask).map(|model| model.record.price_at(event.id.unix_ms()).1);
-    // Limits are on what nodes work on.
-    let used = if is_reuse(metered) { 0 } else { event.total_tokens() };
-    let charges = request.metered.as_mut().map(|metered| std::mem::take(&mut metered.charges)).unwrap_or_default();
-    charges.settle(used, micros(event.cost.pico));
     if matches!(event.status, RequestStatus::Error | RequestStatus::Timeout) && event.http_status >= 500 {
         tracing::warn!(
             request_id = request.request_id,
@@ -66,10 +63,16 @@ pub(crate) fn conclude(
             "request failed"
         );
     }
-    Some(match price {
-        Some(price) => edge.unsettled.settle(event, price, permit),
-        None => permit.record(event),
-    })
+    // Limits are on what nodes work on.
+    let (used, cost) = (if is_reuse(metered) { 0 } else { event.total_tokens() }, micros(event.cost.pico));
+    let charges = request.metered.as_mut().map(|metered| std::mem::take(&mut metered.charges)).unwrap_or_default();
+    if let Some(price) = price {
+        return Some(edge.unsettled.settle(event, price, charges, permit));
+    }
+    // First recorded, then given back: at no moment is it neither.
+    let written = permit.record(event);
+    charges.settle(used, cost);
+    Some(written)
 }
 
 fn is_reuse(metered: &Metered) -> bool {

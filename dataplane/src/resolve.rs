@@ -6,6 +6,7 @@ mod ledger;
 use crate::clock::{millis, since_epoch};
 use crate::edge::Edge;
 use crate::journal::{Intent, Permit};
+use crate::limit::micros;
 use crate::unsettled::{BrokenOff, Jobs};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -21,6 +22,10 @@ use turnpike_config::{Price, RequestStatus, Tokens, UsageEvent};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For a request of an earlier life: as long as nodes keep their ledgers. Afterwards it costs nothing.
 const KEPT: Duration = Duration::from_secs(48 * 3600);
+/// And for so long in this life, which may be the first in days.
+const TRIED: Duration = Duration::from_secs(600);
+/// So long one holds open what budgets are told; what it may have cost was reserved.
+const HELD: Duration = Duration::from_secs(900);
 /// Between two questions about one request: at first, and at most for each kind.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -62,7 +67,7 @@ pub(crate) async fn run(
 
 /// Of a request that ended a moment ago.
 async fn broken_off(edge: &Edge, ledgers: &Ledgers, job: BrokenOff, stop: &CancellationToken) {
-    let BrokenOff { mut event, price, permit, written } = job;
+    let BrokenOff { mut event, price, charges, permit, written } = job;
     let node = event.node.clone().unwrap_or_default();
     let began = Instant::now();
     let mut pause = FIRST_PAUSE;
@@ -86,12 +91,17 @@ async fn broken_off(edge: &Edge, ledgers: &Ledgers, job: BrokenOff, stop: &Cance
             count(&mut event, price, tokens);
             event.estimated = state == LedgerState::Seen;
         }
-        Some(Known::Entry(LedgerState::Refused, _) | Known::Nothing) => count(&mut event, price, Tokens::default()),
+        Some(Known::Entry(LedgerState::Refused, _)) => count(&mut event, price, Tokens::default()),
+        // What the client had, a node has made, whatever it remembers.
+        Some(Known::Nothing) if event.completion_tokens == 0 => count(&mut event, price, Tokens::default()),
         // It still runs there, or nobody knows.
-        Some(Known::Entry(LedgerState::Begun | LedgerState::Lost, _)) | None => {}
+        Some(Known::Entry(LedgerState::Begun | LedgerState::Lost, _) | Known::Nothing) | None => {}
     }
     edge.metrics.broken_off.inc();
-    permit.record(event).wait().await;
+    let (tokens, cost) = (event.total_tokens(), micros(event.cost.pico));
+    let recorded = permit.record(event);
+    charges.settle(tokens, cost);
+    recorded.wait().await;
     let _ = written.send(());
 }
 
@@ -104,17 +114,23 @@ fn count(event: &mut UsageEvent, price: Price, tokens: Tokens) {
 }
 
 /// Of a request that this process did not live to see the end of.
-async fn orphan(edge: &Edge, ledgers: &Ledgers, intent: Intent, permit: Permit, stop: &CancellationToken) {
+async fn orphan(edge: &Edge, ledgers: &Ledgers, intent: Intent, mut permit: Permit, stop: &CancellationToken) {
     let mut pause = FIRST_PAUSE;
+    let began = Instant::now();
     let mut told = false;
     let known = loop {
+        let tried = began.elapsed();
         let age = millis(since_epoch()).saturating_sub(intent.id.unix_ms());
+        let is_hopeless = age >= millis(KEPT) && tried >= TRIED;
+        if tried >= HELD {
+            permit.let_go();
+        }
         match ledgers.ask(&edge.snapshot.load(), &intent.node, intent.id).await {
             Ok(Known::Entry(LedgerState::Lost, _)) => break None,
-            Ok(Known::Entry(LedgerState::Begun, _)) if age >= millis(KEPT) => break None,
+            Ok(Known::Entry(LedgerState::Begun, _)) if is_hopeless => break None,
             Ok(Known::Entry(LedgerState::Begun, _)) => {}
             Ok(known) => break Some(known),
-            Err(error) if age < millis(KEPT) => {
+            Err(error) if !is_hopeless => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(node = intent.node, event = %intent.id, %error, "asking what became of a request");
                 }
@@ -129,7 +145,7 @@ async fn orphan(edge: &Edge, ledgers: &Ledgers, intent: Intent, permit: Permit, 
         pause = (pause * 2).min(LONGEST_PAUSE_ORPHAN);
     };
     edge.metrics.orphans.inc();
-    permit.record_orphan(event_of(edge, intent, known));
+    drop(permit.record(event_of(edge, intent, known)));
 }
 
 /// The event of a request that a crash of this edge ended. `None`: nobody knows how many tokens it had; it costs nothing.

@@ -189,6 +189,10 @@ impl Seeker<'_> {
             let whole = if let [one] = &*pieces { one.clone() } else { pieces.concat().into() };
             self.write_whole(whole, streamed).await
         };
+        if written.is_err() {
+            // It must not look as if the answer had ended.
+            self.session.downstream_session.shutdown().await;
+        }
         // A client that left is no error of ours: what he has had is in the books.
         self.served()?.complete = written.is_ok();
         Ok(true)

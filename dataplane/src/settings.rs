@@ -6,6 +6,9 @@ use std::time::Duration;
 use turnpike_config::link::TlsFiles;
 use turnpike_config::settings::{BadSettings, Fields};
 
+/// Smallest `journal.max_bytes`: a segment is 16 MiB, and the one that is written to stays.
+const MIN_JOURNAL: u64 = 64 << 20;
+
 /// Bootstrap settings of an edge.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -102,6 +105,9 @@ impl Settings {
         let redis = redis(&mut fields);
         let cache_max_bytes = fields.or("cache.max_bytes", 256 << 20);
         let journal_max_bytes = fields.or("journal.max_bytes", 4 << 30);
+        if journal_max_bytes < MIN_JOURNAL {
+            fields.mistake("journal.max_bytes", "expected 67108864 (64 MiB) or more: some segments must fit");
+        }
         let settings = (|| {
             Some(Self {
                 region,

@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::edge::Edge;
-use crate::journal::{Batch, Journal, Position, Reader};
+use crate::journal::{Batch, Journal, JournalError, Position, Reader};
 use quinn::Connection;
 use std::time::{Duration, Instant};
 use turnpike_config::crash_point;
@@ -13,6 +13,8 @@ use turnpike_config::wire::{DayCount, Open, UsageAck, UsageBatch, Watermark};
 const BATCH: usize = 2_048;
 /// The control plane has not stored a batch in this time: reconnect and send it again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between tries at a disk that refuses.
+const DISK_RETRY: Duration = Duration::from_secs(5);
 /// An edge with nothing to ship says so this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -21,7 +23,8 @@ pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), Link
     let lost = |error: &dyn std::fmt::Display| LinkError::Lost(error.to_string());
     let (mut send, mut receive) = connection.open_bi().await.map_err(|e| lost(&e))?;
     write_frame(&mut send, &Open::Usage).await?;
-    let mut reader = Reader::open(&edge.journal).map_err(|e| lost(&e))?;
+    let mut reader = patiently(|| Reader::open(&edge.journal)).await;
+    edge.metrics.journal_shipped.set(i64::try_from(reader.position()).unwrap_or(i64::MAX));
     let mut news = edge.journal.position();
     let mut progress = Progress::default();
     let mut counted = Vec::new();
@@ -29,7 +32,7 @@ pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), Link
     loop {
         let position = news.borrow_and_update().clone();
         // Reading from the page cache; a few megabytes at most.
-        let batch = tokio::task::block_in_place(|| reader.next(position.durable, BATCH)).map_err(|e| lost(&e))?;
+        let batch = patiently(|| tokio::task::block_in_place(|| reader.next(position.durable, BATCH))).await;
         let at = reader.position();
         let Batch { first_seq, end_seq, events } =
             batch.unwrap_or(Batch { first_seq: at, end_seq: at, events: vec![] });
@@ -46,11 +49,22 @@ pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), Link
         }
         if first_seq < end_seq {
             crash_point("edge.before_advance");
-            reader.advance(end_seq).map_err(|e| lost(&e))?;
+            patiently(|| reader.advance(end_seq)).await;
             edge.metrics.journal_shipped.set(i64::try_from(end_seq).unwrap_or(i64::MAX));
         } else {
             let _ = tokio::time::timeout_at((sent_at + HEARTBEAT).into(), news.changed()).await;
         }
+    }
+}
+
+/// Tries until the disk obeys. The link stays: routing comes over it as well.
+async fn patiently<T>(mut what: impl FnMut() -> Result<T, JournalError>) -> T {
+    loop {
+        match what() {
+            Ok(done) => return done,
+            Err(error) => tracing::error!(%error, retry_in = ?DISK_RETRY, "usage cannot be shipped"),
+        }
+        tokio::time::sleep(DISK_RETRY).await;
     }
 }
 

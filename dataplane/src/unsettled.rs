@@ -1,6 +1,7 @@
 //! Answers that ended without the engine's count: on their way to whoever asks for it.
 
 use crate::journal::{Permit, Written};
+use crate::limit::Charges;
 use tokio::sync::{mpsc, oneshot};
 use turnpike_config::{Price, UsageEvent};
 
@@ -10,6 +11,8 @@ pub(crate) struct BrokenOff {
     pub(crate) event: UsageEvent,
     /// What its tokens cost.
     pub(crate) price: Price,
+    /// What it holds of limits until then.
+    pub(crate) charges: Charges,
     pub(crate) permit: Permit,
     /// Told once the event is written.
     pub(crate) written: oneshot::Sender<()>,
@@ -30,10 +33,10 @@ impl Unsettled {
     }
 
     /// Records the event once its node has said what it counted, or could not.
-    pub(crate) fn settle(&self, event: UsageEvent, price: Price, mut permit: Permit) -> Written {
+    pub(crate) fn settle(&self, event: UsageEvent, price: Price, charges: Charges, mut permit: Permit) -> Written {
         permit.is_late();
         let (written, receiver) = Written::later();
-        let sent = self.0.send(BrokenOff { event, price, permit, written });
+        let sent = self.0.send(BrokenOff { event, price, charges, permit, written });
         if let Err(mpsc::error::SendError(job)) = sent {
             // Only while this process ends.
             drop(job.permit.record(job.event));

@@ -106,6 +106,10 @@ impl Nodes {
             self.lost += 1;
             return;
         }
+        if entry.state == "seen" && event.prompt_tokens == 0 && event.completion_tokens == 0 {
+            // It broke off before the edge had anything, and nobody pays for an error.
+            return;
+        }
         let one = |prompt_tokens, completion_tokens| Sums {
             requests: 1,
             prompt_tokens,

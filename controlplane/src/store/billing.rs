@@ -32,6 +32,10 @@ pub(crate) struct Standing {
     details: Details,
     spent: Decimal,
     as_of: DateTime<Utc>,
+    /// Usage of every request that had begun by then is in it.
+    began_as_of: DateTime<Utc>,
+    /// Regions that edges spend in.
+    regions: i64,
     /// When an edge last came to have a link.
     linked_at: Option<DateTime<Utc>>,
 }
@@ -100,10 +104,16 @@ impl Standing {
         self.linked_at.and_then(|at| u64::try_from(at.timestamp_millis()).ok()).unwrap_or(0)
     }
 
-    /// As the edges are told.
+    /// As the edges are told. What is left of money paid ahead is shared out to the regions, whose edges do not know what
+    /// others lend; and a month's turn, or a region that starts anew, waits for requests that may still run, since the
+    /// balance would be lent a second time.
     pub(crate) fn budget(&self, month: Month) -> Option<Budget> {
-        let as_of_ms = u64::try_from(self.as_of.timestamp_millis()).unwrap_or_default();
-        self.allowance().map(|monthly| Budget { monthly, month: month.number(), spent: self.spent(), as_of_ms })
+        let share = |left: Usd| left.pico.max(0) / i128::from(self.regions.max(1));
+        let ahead = self.prepaid_balance().map(|left| Usd { pico: self.spent().pico.saturating_add(share(left)) });
+        let as_of = if ahead.is_some() { self.as_of.min(self.began_as_of) } else { self.as_of };
+        let as_of_ms = u64::try_from(as_of.timestamp_millis()).unwrap_or_default();
+        let monthly = self.monthly_budget().into_iter().chain(ahead).min()?;
+        Some(Budget { monthly, month: month.number(), spent: self.spent(), as_of_ms })
     }
 }
 
@@ -128,6 +138,7 @@ pub(crate) async fn standings(
 const STANDINGS: &str = "
 WITH books AS (
     SELECT least(now(), min(complete_to), (SELECT min(ended_from) - interval '1 ms' FROM usage_dirty_hours)) AS as_of,
+        least(now(), min(coalesce(began_to, complete_to))) AS began_as_of, count(DISTINCT region) AS regions,
         max(linked_at) AS linked_at
     FROM edges WHERE last_seen_at > now() - make_interval(secs => $4)
 )
@@ -137,7 +148,7 @@ SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a
     coalesce(a.discount_permille, 0) AS discount_permille, coalesce(a.tax_rate, 0) AS tax_rate, a.tax_id,
     a.billing_address, coalesce(a.auto_recharge_enabled, false) AS auto_recharge_enabled, a.auto_recharge_threshold,
     a.auto_recharge_amount, a.payment_method_id, a.stripe_customer_id,
-    coalesce(used.spent, 0) AS spent, books.as_of, books.linked_at
+    coalesce(used.spent, 0) AS spent, books.as_of, books.began_as_of, books.regions, books.linked_at
 FROM books, organizations o
 LEFT JOIN billing_accounts a ON a.organization_id = o.id
 LEFT JOIN LATERAL (
@@ -275,8 +286,26 @@ mod tests {
             details: Details::default(),
             spent: decimal(spent),
             as_of: DateTime::UNIX_EPOCH,
+            began_as_of: DateTime::UNIX_EPOCH,
+            regions: 1,
             linked_at: None,
         }
+    }
+
+    #[test]
+    fn what_is_paid_ahead_is_shared_out_to_regions_and_waits_for_what_runs() {
+        let month = Month::of(DateTime::UNIX_EPOCH);
+        let at = |ms| DateTime::from_timestamp_millis(ms).unwrap_or_default();
+        let told = |monthly, prepaid, regions| {
+            let standing = Standing { regions, as_of: at(9), began_as_of: at(4), ..standing(monthly, prepaid, "2.5") };
+            standing.budget(month).map(|budget| (budget.monthly.to_string(), budget.as_of_ms))
+        };
+        let whole = |text: &str, as_of| Some((text.to_owned(), as_of));
+        assert_eq!(told(None, Some("4"), 0), whole("6.5", 4), "no edge yet");
+        assert_eq!(told(None, Some("4"), 2), whole("4.5", 4));
+        assert_eq!(told(None, Some("0.000000000001"), 2), whole("2.5", 4), "never more than there is");
+        assert_eq!(told(Some("100"), None, 2), whole("100", 9), "a budget is a bound for all, as well as it is known");
+        assert_eq!(told(Some("3"), Some("4"), 2), whole("3", 4));
     }
 
     #[test]

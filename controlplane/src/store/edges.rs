@@ -108,7 +108,7 @@ pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Resu
     sqlx::query(
         "UPDATE edges SET connected = true, last_seen_at = now(),
              complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
-             began_to = coalesce(live.began_to, edges.began_to)
+             began_to = coalesce(least(now(), live.began_to), edges.began_to)
          FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS live (name, ended_to, began_to)
          WHERE edges.name = live.name",
     )

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Requests are counted by the step of time that they belong to, milliseconds: a coarse answer, and no lock.
 const STEP_MS: u64 = 1_000;
-/// Steps told apart. A request that runs longer than all of them (18 hours) looks like one that has just begun.
-const STEPS: usize = 1 << 16;
+/// Steps told apart. A request that runs longer than all of them (three days) looks like one that has just begun.
+const STEPS: usize = 1 << 18;
 
 /// Requests by a moment of theirs.
 #[derive(Debug)]

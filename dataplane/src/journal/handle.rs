@@ -11,7 +11,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use turnpike_config::UsageEvent;
@@ -22,18 +22,40 @@ const QUEUE: usize = 32_768;
 /// A promise that what becomes of a request can be recorded.
 #[derive(Debug)]
 pub(crate) struct Permit {
-    slot: mpsc::OwnedPermit<Entry>,
+    /// Gone once the event is handed over.
+    slot: Option<mpsc::OwnedPermit<Entry>>,
     queue: mpsc::Sender<Entry>,
     shared: Arc<Shared>,
-    // After the slot: until the event is handed over, the request counts as running.
-    _running: Running,
+    // Until the event is handed over, the request counts as running.
+    running: Option<Running>,
     late: Option<Running>,
+    orphan: Option<Orphan>,
+    /// A node was asked, or is about to be.
+    intended: AtomicBool,
+}
+
+/// A request of an earlier life that holds the books open.
+#[derive(Debug)]
+struct Orphan(Arc<Shared>);
+
+impl Orphan {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.orphans.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Orphan {
+    fn drop(&mut self) {
+        self.0.orphans.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Permit {
     /// Hands over what a node is about to be asked; `None` if too many requests are in flight.
     pub(crate) fn intend(&self, intent: Intent) -> Option<Written> {
         let slot = self.queue.try_reserve().ok()?;
+        self.intended.store(true, Ordering::Relaxed);
         let (entry, written) = self.entry(Record::Intent(Box::new(intent)));
         slot.send(entry);
         Some(written)
@@ -44,17 +66,17 @@ impl Permit {
         self.late = Some(self.shared.ended.enter(monotonic_ms()));
     }
 
-    /// Hands over the event of a request of an earlier life.
-    pub(crate) fn record_orphan(self, event: UsageEvent) {
-        let shared = Arc::clone(&self.shared);
-        drop(self.record(event));
-        shared.orphans.fetch_sub(1, Ordering::SeqCst);
+    /// Its event may take long: what is said to be complete by the end of requests does not wait for it any more.
+    pub(crate) fn let_go(&mut self) {
+        self.orphan = None;
     }
 
     /// Hands over the event. Never waits: the slot is ours.
-    pub(crate) fn record(self, event: UsageEvent) -> Written {
+    pub(crate) fn record(mut self, event: UsageEvent) -> Written {
         let (entry, written) = self.entry(Record::Final(Box::new(event)));
-        self.slot.send(entry);
+        if let Some(slot) = self.slot.take() {
+            slot.send(entry);
+        }
         written
     }
 
@@ -62,6 +84,17 @@ impl Permit {
         let (sender, written) = Written::later();
         self.shared.handed_over.fetch_add(1, Ordering::SeqCst);
         (Entry { record, handed_over: Instant::now(), written: sender }, written)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.slot.is_some() && self.intended.load(Ordering::Relaxed) {
+            // A node was asked and no event says what came of it: an orphan for the next life. Nobody may take usage for
+            // complete in this one.
+            std::mem::forget(self.running.take());
+            std::mem::forget(self.orphan.take().unwrap_or_else(|| Orphan::new(&self.shared)));
+        }
     }
 }
 
@@ -94,7 +127,7 @@ impl Journal {
         std::fs::create_dir_all(directory).map_err(io_error(directory))?;
         let lock = lock(directory)?;
         let epoch = epoch(directory)?;
-        let recovered = recover::recover(directory, epoch)?;
+        let recovered = recover::recover(directory, epoch, recover::shipped(directory)?)?;
         let shared = Arc::new(Shared::new(directory, epoch, max_bytes, &recovered));
         let orphans: Vec<Intent> = recovered.open.values().cloned().collect();
         let syncer = Syncer::new(Arc::clone(&shared));
@@ -111,7 +144,9 @@ impl Journal {
             .map_err(io_error(directory))?;
         let journal = Self { queue, shared };
         let held = orphans.into_iter().filter_map(|intent| {
-            let permit = journal.permit_for(intent.id.unix_ms())?;
+            let mut permit = journal.permit_for(intent.id.unix_ms())?;
+            permit.orphan = Some(Orphan::new(&journal.shared));
+            permit.intended = AtomicBool::new(true);
             Some((intent, permit))
         });
         let orphans = held.collect();
@@ -138,11 +173,13 @@ impl Journal {
         let running = self.shared.began.enter(began_ms);
         let slot = self.queue.clone().try_reserve_owned().ok()?;
         Some(Permit {
-            slot,
+            slot: Some(slot),
             queue: self.queue.clone(),
             shared: Arc::clone(&self.shared),
-            _running: running,
+            running: Some(running),
             late: None,
+            orphan: None,
+            intended: AtomicBool::new(false),
         })
     }
 

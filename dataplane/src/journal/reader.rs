@@ -2,7 +2,7 @@
 
 use super::handle::Journal;
 use super::record::Record;
-use super::{JournalError, io_error, segment};
+use super::{JournalError, io_error, recover, segment};
 use turnpike_config::UsageEvent;
 
 /// Bytes looked at for one batch; several thousand records.
@@ -39,13 +39,7 @@ struct Cursor {
 impl Reader {
     /// Continues where the last reader had advanced to.
     pub(crate) fn open(journal: &Journal) -> Result<Self, JournalError> {
-        let mark = journal.directory().join("shipped");
-        let position = match std::fs::read_to_string(&mark) {
-            Ok(text) => text.trim().parse().map_err(|_| JournalError::Damaged { path: mark })?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-            Err(e) => return Err(io_error(&mark)(e)),
-        };
-        Ok(Self { journal: journal.clone(), position, cursor: None })
+        Ok(Self { journal: journal.clone(), position: recover::shipped(journal.directory())?, cursor: None })
     }
 
     /// Next sequence number to ship.
@@ -69,6 +63,7 @@ impl Reader {
         let path = segment::path(self.journal.directory(), first);
         let mut window = WINDOW;
         loop {
+            let before = cursor;
             let bytes = segment::read_from(&path, self.journal.epoch(), cursor.offset, window)?;
             let scan = segment::scan(&bytes, limit);
             let is_all = bytes.len() < window;
@@ -90,7 +85,7 @@ impl Reader {
                     scan.records.into_iter().filter(|(seq, _)| below(seq)).filter_map(|(_, record)| event(record));
                 let (events, end_seq) = (events.collect(), end.min(durable));
                 // Records beyond what is durable are read again.
-                self.cursor = (end <= durable).then_some(cursor).or(known);
+                self.cursor = Some(if end <= durable { cursor } else { before });
                 return Ok(Some(Batch { first_seq, end_seq, events }));
             }
         }

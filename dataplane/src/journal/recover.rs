@@ -17,14 +17,26 @@ pub(super) struct Recovered {
     pub(super) last: Option<(u64, u64)>,
     /// Intents whose events are missing.
     pub(super) open: HashMap<EventId, Intent>,
+    /// The last segment repeats what earlier ones must not take with them, or is the first.
+    pub(super) carried: bool,
     /// Sums of all events so far.
     pub(super) counts: Counts,
     /// Bytes of all segments.
     pub(super) bytes: u64,
 }
 
-/// Reads all segments; cuts off a record that a crash left unfinished.
-pub(super) fn recover(directory: &Path, epoch: u64) -> Result<Recovered, JournalError> {
+/// Up to where the control plane has everything.
+pub(super) fn shipped(directory: &Path) -> Result<u64, JournalError> {
+    let mark = directory.join("shipped");
+    match std::fs::read_to_string(&mark) {
+        Ok(text) => text.trim().parse().map_err(|_| JournalError::Damaged { path: mark }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(io_error(&mark)(e)),
+    }
+}
+
+/// Reads all segments; cuts off a record that a crash left unfinished. Everything below `shipped` was shipped.
+pub(super) fn recover(directory: &Path, epoch: u64, shipped: u64) -> Result<Recovered, JournalError> {
     let segments = segment::list(directory)?;
     let mut found = Recovered::default();
     for (index, first_seq) in segments.iter().enumerate() {
@@ -34,6 +46,7 @@ pub(super) fn recover(directory: &Path, epoch: u64) -> Result<Recovered, Journal
         found.next_seq = found.next_seq.max(*first_seq);
         if size < segment::HEADER && is_last {
             // The crash hit between making the file and its header: it holds nothing, and is made anew.
+            (found.last, found.carried) = (None, false);
             break;
         }
         let bytes = segment::read_from(&path, epoch, segment::HEADER, usize::MAX)?;
@@ -47,6 +60,8 @@ pub(super) fn recover(directory: &Path, epoch: u64) -> Result<Recovered, Journal
                 "the disk has damaged usage records; requests that were on their way are asked for at their nodes"
             );
         }
+        // What another process wrote may be in the page cache alone; it counts as durable from here on.
+        std::fs::File::open(&path).and_then(|file| file.sync_data()).map_err(io_error(&path))?;
         if is_last && rest > 0 {
             tracing::warn!(segment = %path.display(), lost_bytes = rest, "cut off a record that a crash left unfinished");
             let file = OpenOptions::new().write(true).open(&path).map_err(io_error(&path))?;
@@ -54,8 +69,11 @@ pub(super) fn recover(directory: &Path, epoch: u64) -> Result<Recovered, Journal
         }
         found.bytes += if is_last { good } else { size };
         found.last = is_last.then_some((*first_seq, good));
+        found.carried = *first_seq == 0 || scan.records.iter().any(|(_, record)| matches!(record, Record::Counts(_)));
         scan.records.into_iter().for_each(|(seq, record)| found.take(seq, record));
     }
+    // Records that were shipped and are torn off now have had their numbers: they are not given again.
+    found.next_seq = found.next_seq.max(shipped);
     Ok(found)
 }
 

@@ -93,7 +93,7 @@ impl Shared {
             handed_over: AtomicU64::new(0),
             began: Began::new(),
             ended: Began::new(),
-            orphans: AtomicU64::new(recovered.open.len() as u64),
+            orphans: AtomicU64::new(0),
             counts: Mutex::new(recovered.counts.clone()),
         }
     }

@@ -96,6 +96,71 @@ fn a_torn_tail_is_cut_and_numbering_goes_on() {
     assert_eq!(ship_all(directory.path()), [0, 1, 7]);
 }
 
+/// What was shipped and is torn off later has had its numbers: what comes next is not taken for it.
+#[test]
+fn numbers_that_were_shipped_are_not_given_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    (0..3).for_each(|number| record(&opened.journal, event(number)));
+    close(opened);
+    assert_eq!(ship_all(directory.path()), [0, 1, 2]);
+    let path = segment::path(directory.path(), 0);
+    let length = std::fs::metadata(&path).unwrap().len();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 5).unwrap();
+    let opened = open(directory.path());
+    record(&opened.journal, event(7));
+    close(opened);
+    assert_eq!(ship_all(directory.path()), [7]);
+}
+
+/// A crash between making a segment and carrying over what earlier ones must not take with them.
+#[test]
+fn a_segment_that_carries_nothing_yet_is_made_up_for() {
+    for length in [0, segment::HEADER] {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = open(directory.path());
+        let lost = event(1);
+        let permit = opened.journal.permit(lost.id.unix_ms()).unwrap();
+        drop(permit.intend(intent(&lost)).unwrap());
+        record(&opened.journal, event(2));
+        let epoch = opened.journal.epoch();
+        drop(permit);
+        close(opened);
+        let header = segment::header(epoch, 2);
+        let next = segment::path(directory.path(), 2);
+        std::fs::write(&next, &header[..usize::try_from(length).unwrap()]).unwrap();
+        close(open(directory.path()));
+        // All that was written so far is shipped, and gone.
+        assert_eq!(ship_all(directory.path()), [2]);
+        let opened = open(directory.path());
+        record(&opened.journal, event(3));
+        close(opened);
+        assert_eq!(ship_all(directory.path()), [3]);
+        assert_eq!(segment::list(directory.path()).unwrap(), [2]);
+        let opened = open(directory.path());
+        assert_eq!(opened.orphans.iter().map(|(intent, _)| intent.id).collect::<Vec<_>>(), [lost.id], "{length}");
+        assert_eq!(opened.journal.counts().days().map(|day| day.requests).sum::<u64>(), 2);
+        close(opened);
+    }
+}
+
+/// A request that ends without an event, once a node was asked, is for the next life: until then nothing is complete.
+#[test]
+fn a_permit_that_is_dropped_after_an_intent_holds_the_books() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    let lost = event(1);
+    let began = lost.id.unix_ms();
+    drop(opened.journal.permit(began).unwrap());
+    assert!(opened.journal.ended_before().is_some(), "no node was asked");
+    let permit = opened.journal.permit(began).unwrap();
+    drop(permit.intend(intent(&lost)).unwrap());
+    drop(permit);
+    assert_eq!(opened.journal.ended_before(), None);
+    assert!(opened.journal.began_to(began + 3_600_000) <= began);
+    close(opened);
+}
+
 #[test]
 fn an_intent_without_an_event_is_an_orphan_until_it_has_one() {
     let directory = tempfile::tempdir().unwrap();
@@ -119,7 +184,7 @@ fn an_intent_without_an_event_is_an_orphan_until_it_has_one() {
     }
     let Opened { journal, mut orphans, threads } = open(directory.path());
     let (_, permit) = orphans.pop().unwrap();
-    permit.record_orphan(lost);
+    drop(permit.record(lost));
     assert!(journal.ended_before().is_some());
     drop(journal);
     threads.into_iter().for_each(|thread| thread.join().unwrap());

@@ -70,7 +70,7 @@ struct Active {
 impl Writer {
     /// Continues after the last whole record on disk.
     pub(super) fn resume(shared: Arc<Shared>, syncer: Arc<Syncer>, recovered: Recovered) -> Result<Self, JournalError> {
-        let Recovered { next_seq, last, open, counts, .. } = recovered;
+        let Recovered { next_seq, last, open, counts, carried, .. } = recovered;
         let active = match last {
             Some((first_seq, length)) => {
                 let path = segment::path(&shared.directory, first_seq);
@@ -79,7 +79,14 @@ impl Writer {
             }
             None => Active::create(&shared, &syncer, next_seq)?,
         };
-        Ok(Self { shared, syncer, next_seq, taken: 0, active, open, counts })
+        let mut writer = Self { shared, syncer, next_seq, taken: 0, active, open, counts };
+        if !carried && next_seq > 0 {
+            // A crash hit between making the segment and carrying over: once earlier ones are gone it would be too late.
+            writer.carry_over()?;
+            writer.active.file.sync_data().map_err(io_error(&writer.active.path))?;
+            writer.syncer.written(&writer.active.file, &writer.active.path, writer.next_seq, 0);
+        }
+        Ok(writer)
     }
 
     /// Writes records, in order; they are synced soon afterwards.
@@ -103,19 +110,24 @@ impl Writer {
         self.active.file.sync_data().map_err(io_error(&self.active.path))?;
         let active = Active::create(&self.shared, &self.syncer, self.next_seq)?;
         let before = std::mem::replace(&mut self.active, active);
-        let carried = self.open.values().cloned().map(|intent| Record::Intent(Box::new(intent)));
-        let mut bytes = Vec::new();
-        let mut count = 0;
-        for record in std::iter::once(Record::Counts(self.counts.clone())).chain(carried) {
-            segment::encode(self.next_seq + count, &record, &mut bytes);
-            count += 1;
-        }
-        if let Err(error) = self.append(&bytes, count) {
+        if let Err(error) = self.carry_over() {
             // The next try makes it anew.
             self.active = before;
             return Err(error);
         }
         Ok(())
+    }
+
+    /// Repeats what earlier segments must not take with them. The counts come last: where they are, all is.
+    fn carry_over(&mut self) -> Result<(), JournalError> {
+        let intents = self.open.values().cloned().map(|intent| Record::Intent(Box::new(intent)));
+        let mut bytes = Vec::new();
+        let mut count = 0;
+        for record in intents.chain([Record::Counts(self.counts.clone())]) {
+            segment::encode(self.next_seq + count, &record, &mut bytes);
+            count += 1;
+        }
+        self.append(&bytes, count)
     }
 
     fn append(&mut self, bytes: &[u8], count: u64) -> Result<(), JournalError> {
@@ -145,7 +157,7 @@ impl Active {
         let failed = io_error(&path);
         match std::fs::rename(spare(directory), &path) {
             Ok(()) => syncer.spare_taken(),
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => syncer.spare_taken(),
             Err(e) => return Err(failed(e)),
         }
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(&failed)?;

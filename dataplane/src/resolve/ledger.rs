@@ -8,10 +8,13 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use turnpike_config::link::{Identity, LinkError};
 use turnpike_config::wire::LedgerState;
 use turnpike_config::{EventId, Tokens};
 
+/// Questions on their way at once, over all nodes.
+const AT_ONCE: usize = 64;
 /// For one answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -44,6 +47,8 @@ pub(super) struct Ledgers {
     tls: ClientConfig,
     /// A client for each node: who is spoken to stands in its certificate, and where in the routing.
     clients: Mutex<HashMap<String, (SocketAddr, Client)>>,
+    /// Bounds how many questions are on their way at once.
+    turns: Semaphore,
 }
 
 #[derive(Deserialize)]
@@ -64,12 +69,18 @@ struct Answer {
 
 impl Ledgers {
     pub(super) fn new(identity: &Identity) -> Result<Self, LinkError> {
-        Ok(Self { tls: identity.client_config(&[b"http/1.1"])?, clients: Mutex::default() })
+        Ok(Self {
+            tls: identity.client_config(&[b"http/1.1"])?,
+            clients: Mutex::default(),
+            turns: Semaphore::new(AT_ONCE),
+        })
     }
 
     pub(super) async fn ask(&self, snapshot: &Snapshot, node: &str, event: EventId) -> Result<Known, Unknown> {
         let node = snapshot.nodes().find(|known| &*known.name == node).ok_or(Unknown::NoNode)?;
         let client = self.client(node)?;
+        // Never closed.
+        let _turn = self.turns.acquire().await;
         let host = match &node.tls_name {
             Some(name) => format!("https://{name}:{}", node.address.port()),
             None => format!("http://{}", node.address),

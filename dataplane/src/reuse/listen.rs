@@ -110,6 +110,10 @@ impl Seeker<'_> {
         self.serve(served)?;
         let accounted = self.account(rest.as_ref().map_or(0, Bytes::len)).await;
         let sent = accounted.is_ok() && self.session.write_response_body(rest, true).await.is_ok();
+        if !sent {
+            // It must not look as if the answer had ended.
+            self.session.downstream_session.shutdown().await;
+        }
         self.served()?.complete = sent;
         Ok(Heard::Everything)
     }

@@ -166,9 +166,14 @@ impl Ledger {
             return Ok(Some(outcome));
         }
         // One at a time: each may read many files.
-        let _turn = self.shared.lookups.acquire().await.map_err(io::Error::other)?;
+        let turn = Arc::clone(&self.shared.lookups).acquire_owned().await.map_err(io::Error::other)?;
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || shared.archive.find(event)).await.map_err(io::Error::other)?
+        let look = move || {
+            // Kept to the end, also if nobody waits for it any more.
+            let _turn = turn;
+            shared.archive.find(event)
+        };
+        tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
     }
 
     /// Why nothing can be recorded at the moment, and a way to wait for news.

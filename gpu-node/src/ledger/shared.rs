@@ -4,6 +4,7 @@ use super::files::{Archive, Position};
 use super::index::Index;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, watch};
@@ -16,7 +17,7 @@ pub(super) struct Shared {
     index: Mutex<Index>,
     pub(super) archive: Archive,
     /// For one lookup in the files at a time.
-    pub(super) lookups: Semaphore,
+    pub(super) lookups: Arc<Semaphore>,
     /// Number of the next attempt; 0 is for those of earlier lives.
     pub(super) attempts: AtomicU64,
     /// Commands that wait for the writer.
@@ -38,7 +39,7 @@ impl Shared {
         Self {
             index: Mutex::new(index),
             archive,
-            lookups: Semaphore::new(1),
+            lookups: Arc::new(Semaphore::new(1)),
             attempts: AtomicU64::new(1),
             queued: AtomicUsize::new(0),
             written: AtomicU64::new(end.as_u64()),
