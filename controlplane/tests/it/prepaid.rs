@@ -121,6 +121,30 @@ async fn days_that_are_over_are_posted_and_what_comes_late_is_too() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_posted_does_not_stand_in_the_way_of_others() {
+    let mut plane = Plane::start().await;
+    plane.model("m").await;
+    let (first, second) = (plane.tenant("first").await, plane.tenant("second").await);
+    let yesterday = Utc::now() - Days::new(1);
+    let events = [spending(&first, yesterday, "5"), spending(&second, yesterday, "6")];
+    Meter::connect(&plane, "e1").await.ship(1, 0, &events).await;
+    for tenant in [&first, &second] {
+        top_up(&plane, tenant, "10", "first").await;
+    }
+    let sql = format!(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused for a test'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON prepaid_entries FOR EACH ROW
+             WHEN (new.kind = 'usage' AND new.organization_id = '{}') EXECUTE FUNCTION refuse();
+         UPDATE billing_accounts SET prepaid_since = prepaid_since - 1;",
+        first.organization
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&plane.pool).await.unwrap();
+    plane.restart().await;
+    posted(&plane, &second, "the other's usage is posted", &["-6"]).await;
+    posted(&plane, &first, "nothing is posted", &[]).await;
+}
+
+#[tokio::test]
 async fn entries_stay_as_they_were_written() {
     let plane = Plane::start().await;
     let tenant = plane.tenant("acme").await;
