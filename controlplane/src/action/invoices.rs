@@ -298,6 +298,15 @@ pub(crate) async fn step(
             let reason = format!("invoice {} is {}: it cannot become {status}", invoice.invoice_number, invoice.status);
             return Err(ActionError::Conflict(reason));
         }
+        if step == Step::Void && invoice.credited() != Usd::ZERO {
+            let reason = format!(
+                "invoice {} has credit notes over {} dollars, which would be lost: the month's next invoice charges \
+                 everything anew. Instead of voiding it, give a credit note over the rest of it",
+                invoice.invoice_number,
+                invoice.credited()
+            );
+            return Err(ActionError::Conflict(reason));
+        }
         if step == Step::Void {
             closing::void(&mut tx, &invoice, &by.actor, now).await?;
         } else {

@@ -180,7 +180,8 @@ async fn pay(
     Ok(Json(action::step(&state.context, operator, id, Step::Pay, Utc::now()).await?))
 }
 
-/// Take an invoice back. Its number stays; the month can be closed again.
+/// Take an invoice back. Its number stays; the month can be closed again. One with credit notes is refused: they would
+/// be lost.
 #[utoipa::path(post, path = "/admin/v1/invoices/{id}/void", tag = "billing", params(("id" = Uuid, Path)),
     responses((status = 200, body = InvoiceView), (status = "4XX", body = Problem)))]
 async fn void(
