@@ -121,6 +121,43 @@ async fn days_that_are_over_are_posted_and_what_comes_late_is_too() {
 }
 
 #[tokio::test]
+async fn what_comes_long_afterwards_is_posted_with_the_next_day() {
+    let mut plane = Plane::start().await;
+    plane.model("m").await;
+    let (tenant, other) = (plane.tenant("acme").await, plane.tenant("other").await);
+    for tenant in [&tenant, &other] {
+        top_up(&plane, tenant, "50", "first").await;
+    }
+    sqlx::raw_sql(
+        "ALTER TABLE prepaid_entries DISABLE TRIGGER USER;
+         UPDATE prepaid_entries SET day = day - 25 WHERE kind = 'opening';
+         ALTER TABLE prepaid_entries ENABLE TRIGGER USER;
+         UPDATE billing_accounts SET prepaid_since = prepaid_since - 25;",
+    )
+    .execute(&plane.pool)
+    .await
+    .unwrap();
+    let ago = |days: u64| Utc::now() - Days::new(days);
+    let mut meter = Meter::connect(&plane, "e1").await;
+    // Never posted before: it is, however long ago.
+    meter.ship(1, 0, &[spending(&tenant, ago(24), "1"), spending(&tenant, ago(22), "2")]).await;
+    assert_eq!(balance(&plane, &tenant).await, "47");
+    plane.restart().await;
+    posted(&plane, &tenant, "the first days", &["-2", "-1"]).await;
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 2, &[spending(&tenant, ago(23), "4"), spending(&other, ago(1), "8")]).await;
+    assert_eq!(balance(&plane, &tenant).await, "43");
+    plane.restart().await;
+    posted(&plane, &other, "a run", &["-8"]).await;
+    posted(&plane, &tenant, "what is that old does not make a run by itself", &["-2", "-1"]).await;
+    Meter::connect(&plane, "e1").await.ship(1, 4, &[spending(&tenant, ago(1), "16")]).await;
+    assert_eq!(balance(&plane, &tenant).await, "27");
+    plane.restart().await;
+    posted(&plane, &tenant, "both", &["-16", "-4", "-2", "-1"]).await;
+    assert_eq!(balance(&plane, &tenant).await, "27");
+}
+
+#[tokio::test]
 async fn what_cannot_be_posted_does_not_stand_in_the_way_of_others() {
     let mut plane = Plane::start().await;
     plane.model("m").await;
@@ -139,6 +176,7 @@ async fn what_cannot_be_posted_does_not_stand_in_the_way_of_others() {
         first.organization
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&plane.pool).await.unwrap();
+    assert_eq!(balance(&plane, &second).await, "4");
     plane.restart().await;
     posted(&plane, &second, "the other's usage is posted", &["-6"]).await;
     posted(&plane, &first, "nothing is posted", &[]).await;
