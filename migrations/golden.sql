@@ -934,6 +934,8 @@ CREATE INDEX idx_organizations_plan_type ON public.organizations USING btree (pl
 
 CREATE UNIQUE INDEX idx_organizations_slug ON public.organizations USING btree (slug);
 
+CREATE INDEX idx_prepaid_entries_day ON public.prepaid_entries USING btree (organization_id, day) WHERE (day IS NOT NULL);
+
 CREATE INDEX idx_prepaid_entries_organization_id ON public.prepaid_entries USING btree (organization_id, id);
 
 CREATE INDEX idx_prepaid_settlements_day ON public.prepaid_settlements USING btree (organization_id, day);

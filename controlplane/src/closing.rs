@@ -58,8 +58,15 @@ pub(crate) enum CloseError {
          of usage does not answer: see the control plane's log"
     )]
     Unsummed(Month),
+    /// It is not what was looked at.
+    #[error("usage or terms changed since the draft was made: it is drawn up anew; look at it and open it")]
+    Changed,
     /// More was taken back than was used.
-    #[error("organization {0}, {1}: corrections are more than what was used; give a credit note on an earlier invoice")]
+    #[error(
+        "organization {0}, {1}: corrections of earlier months are more than what was used, so that there is nothing to \
+         invoice; they stay open and come off the next month that they fit into: close that one, then this one. A credit \
+         note for them would take them off twice"
+    )]
     Negative(Uuid, Month),
     /// The database refused or does not answer.
     #[error(transparent)]
@@ -78,6 +85,8 @@ pub(crate) enum Until {
     Draft,
     /// The invoice is opened: numbered and frozen.
     Open,
+    /// Its draft is opened if it still says what it said, and made anew if not.
+    OpenDraft,
 }
 
 /// What closing a month came to.
@@ -152,14 +161,14 @@ pub(crate) async fn close(
     let before = invoices::of_month(&mut tx, organization, month).await?;
     let draft = match before {
         Some(invoice) if invoice.status != DRAFT => return Ok(Closed::Already(Box::new(invoice))),
-        draft => draft.map(|draft| draft.id),
+        draft => draft,
     };
     charges::hold(&mut tx).await?;
     // Under the lock: what is read from here on is all that has come.
     if rollup::is_due_before(&mut tx, month.plus(1).start()).await? {
         return Err(CloseError::Unsummed(month));
     }
-    let id = draft.unwrap_or_else(Uuid::now_v7);
+    let id = draft.as_ref().map_or_else(Uuid::now_v7, |draft| draft.id);
     let drawn = draw_up(&mut tx, &context.invoicing, organization, month, id).await;
     if let Err(CloseError::Differs { .. }) = &drawn {
         context.metrics.closing_mismatches.inc();
@@ -172,12 +181,21 @@ pub(crate) async fn close(
         return Ok(Closed::Nothing);
     };
     invoices::put_draft(&mut tx, id, &document).await?;
-    if until == Until::Open {
+    if until == Until::OpenDraft {
+        // As they are stored: what is read back is what was looked at.
+        let drawn = invoices::get(&mut tx, id).await?.map(|drawn| drawn.document());
+        if drawn != draft.map(|draft| draft.document()) {
+            commit(tx, until).await?;
+            return Err(CloseError::Changed);
+        }
+    }
+    let opens = matches!(until, Until::Open | Until::OpenDraft);
+    if opens {
         open(&mut tx, &context.invoicing, month, id, &mut document, now).await?;
     }
     let made = invoices::get(&mut tx, id).await?;
     let made = made.ok_or_else(|| CloseError::Internal(format!("invoice {id} is gone from its own transaction")))?;
-    let action = if until == Until::Open { "invoice.open" } else { "invoice.draft" };
+    let action = if opens { "invoice.open" } else { "invoice.draft" };
     let details = json!({"number": document.invoice_number, "month": month.to_string()});
     note(&mut tx, by, action, id, details).await?;
     commit(tx, until).await?;
@@ -256,7 +274,7 @@ async fn open(
     Ok(())
 }
 
-/// How much of an invoice is paid from money paid ahead, and the amount of the entry that settles it: what usage that it
+/// How much of an invoice is paid from money paid ahead, at most what its usage was debited for, and the amount of the entry that settles it: what usage that it
 /// charges was debited for comes back, and the credit goes. `None`: nothing was debited and there is nothing to pay from.
 async fn settle(
     connection: &mut PgConnection,
@@ -270,7 +288,8 @@ async fn settle(
     let debited = prepaid::settle_days(connection, organization, month, id).await?;
     let standing = billing::standings(connection, Month::of(now), Some(&[organization])).await?;
     let left = standing.first().and_then(billing::Standing::prepaid_balance).unwrap_or_default();
-    let available = Usd { pico: debited.pico.saturating_add(left.pico) };
+    // Not of what is left beyond that: edges may have lent it for requests that run.
+    let available = Usd { pico: debited.pico.saturating_add(left.pico.min(0)) };
     let credit = floor_cents(available).clamp(Usd::ZERO, document.total_amount);
     if debited == Usd::ZERO && credit == Usd::ZERO {
         return Ok((credit, None));
@@ -297,6 +316,28 @@ pub(crate) async fn void(
         prepaid::append(connection, invoice.organization_id, &entry).await?;
     }
     Ok(())
+}
+
+/// Pays what is still due of an opened invoice from money paid ahead. Gives how much is left there instead if that is
+/// less. The caller holds the account's lock.
+pub(crate) async fn pay_from_prepaid(
+    connection: &mut PgConnection,
+    invoice: &Invoice,
+    actor: &str,
+    now: DateTime<Utc>,
+) -> Result<Result<(), Usd>, StoreError> {
+    let (organization, due) = (invoice.organization_id, invoice.remaining());
+    let standing = billing::standings(connection, Month::of(now), Some(&[organization])).await?;
+    let left = standing.first().and_then(billing::Standing::prepaid_balance).unwrap_or_default();
+    if left < due {
+        return Ok(Err(left));
+    }
+    let (key, note) = (format!("payment:{}", invoice.id), Some(invoice.invoice_number.as_str()));
+    let amount = Usd { pico: due.pico.saturating_neg() };
+    prepaid::append(connection, organization, &NewEntry { kind: Kind::Invoice, amount, key: &key, actor, note })
+        .await?;
+    invoices::set_status(connection, invoice.id, PAID, now).await?;
+    Ok(Ok(()))
 }
 
 /// The key of the ledger's entry that settles an invoice.

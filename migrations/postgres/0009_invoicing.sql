@@ -61,6 +61,7 @@ CREATE TABLE prepaid_entries (
 );
 
 CREATE INDEX idx_prepaid_entries_organization_id ON prepaid_entries (organization_id, id);
+CREATE INDEX idx_prepaid_entries_day ON prepaid_entries (organization_id, day) WHERE day IS NOT NULL;
 
 -- Balances from before the ledger: today's usage was debited already.
 UPDATE billing_accounts SET prepaid_since = (now() AT TIME ZONE 'UTC')::date WHERE prepaid_balance IS NOT NULL;

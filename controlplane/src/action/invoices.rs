@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::error;
 use turnpike_config::Usd;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 /// An invoice.
@@ -228,32 +228,40 @@ fn closing_view(context: &Context, organization_id: Uuid, closed: Closed) -> Clo
     Closing { organization_id, outcome, reason: None, invoice }
 }
 
+/// How a draft is opened.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct OpenDraft {
+    /// Also when edges may still ship usage of the month: what comes later goes on the next invoice.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Opens a draft. If usage or terms have changed since it was made, it is made anew and not opened.
 pub(crate) async fn open(
     context: &Context,
     operator: Operator,
     id: Uuid,
+    input: OpenDraft,
     now: DateTime<Utc>,
 ) -> Result<InvoiceView, ActionError> {
     context.rollup.settle().await;
-    let draft = invoices::get(&mut *context.store.read().await?, id).await?;
-    let draft = draft.ok_or_else(|| ActionError::not_found("invoice", id))?;
-    if draft.status != DRAFT {
-        return Err(ActionError::Conflict(format!(
-            "invoice {} is {}, not a draft",
-            draft.invoice_number, draft.status
-        )));
-    }
-    let (organization, month) = (draft.organization_id, Month::of_day(draft.period_start));
-    let by = by(operator);
-    match closing::close(context, organization, month, Until::Draft, &by, now).await? {
-        Closed::Made(fresh) if fresh.document() == draft.document() => {}
-        _ => {
-            let reason = "usage or terms changed since the draft was made: it is drawn up anew; look at it and open it";
-            return Err(ActionError::Conflict(reason.to_owned()));
+    let (organization, month) = {
+        let mut connection = context.store.read().await?;
+        let draft = invoices::get(&mut connection, id).await?;
+        let draft = draft.ok_or_else(|| ActionError::not_found("invoice", id))?;
+        if draft.status != DRAFT {
+            let reason = format!("invoice {} is {}, not a draft", draft.invoice_number, draft.status);
+            return Err(ActionError::Conflict(reason));
         }
-    }
-    match closing::close(context, organization, month, Until::Open, &by, now).await? {
+        let month = Month::of_day(draft.period_start);
+        if !input.force {
+            closing::ready(&mut connection, month).await?;
+        }
+        (draft.organization_id, month)
+    };
+    match closing::close(context, organization, month, Until::OpenDraft, &by(operator), now).await? {
         Closed::Made(invoice) | Closed::Already(invoice) => Ok(view(context, *invoice)),
         Closed::Nothing => Err(ActionError::Conflict("there is nothing to charge any more".to_owned())),
     }
@@ -264,6 +272,8 @@ pub(crate) async fn open(
 pub(crate) enum Step {
     /// It was paid.
     Pay,
+    /// It is paid from money paid ahead.
+    PayFromPrepaid,
     /// It was a mistake.
     Void,
     /// It will not be paid.
@@ -273,7 +283,7 @@ pub(crate) enum Step {
 impl Step {
     const fn status(self) -> &'static str {
         match self {
-            Self::Pay => PAID,
+            Self::Pay | Self::PayFromPrepaid => PAID,
             Self::Void => VOID,
             Self::GiveUp => UNCOLLECTIBLE,
         }
@@ -288,6 +298,10 @@ pub(crate) async fn step(
     step: Step,
     now: DateTime<Utc>,
 ) -> Result<InvoiceView, ActionError> {
+    if step == Step::PayFromPrepaid {
+        // So that all that came is counted before it is said what is left.
+        context.rollup.settle().await;
+    }
     let mut tx = context.store.begin().await?;
     let invoice = locked(&mut tx, id).await?;
     let by = by(operator);
@@ -298,17 +312,43 @@ pub(crate) async fn step(
             let reason = format!("invoice {} is {}: it cannot become {status}", invoice.invoice_number, invoice.status);
             return Err(ActionError::Conflict(reason));
         }
-        if step == Step::Void {
-            closing::void(&mut tx, &invoice, &by.actor, now).await?;
-        } else {
-            invoices::set_status(&mut tx, id, status, now).await?;
+        if step == Step::Void && invoice.credited() != Usd::ZERO {
+            let reason = format!(
+                "invoice {} has credit notes over {} dollars, which would be lost: the month's next invoice charges \
+                 everything anew. Instead of voiding it, give a credit note over the rest of it",
+                invoice.invoice_number,
+                invoice.credited()
+            );
+            return Err(ActionError::Conflict(reason));
         }
-        closing::note(&mut tx, &by, &format!("invoice.{status}"), id, json!({"from": invoice.status})).await?;
+        match step {
+            Step::Void => closing::void(&mut tx, &invoice, &by.actor, now).await?,
+            Step::PayFromPrepaid => pay_from_prepaid(&mut tx, &invoice, &by, now).await?,
+            Step::Pay | Step::GiveUp => invoices::set_status(&mut tx, id, status, now).await?,
+        }
+        let details = json!({"from": invoice.status, "from_prepaid": step == Step::PayFromPrepaid});
+        closing::note(&mut tx, &by, &format!("invoice.{status}"), id, details).await?;
     }
     let after = invoices::get(&mut tx, id).await?.ok_or_else(|| ActionError::not_found("invoice", id))?;
     tx.commit().await.map_err(crate::store::StoreError::from)?;
     context.spending.tell([after.organization_id]);
     Ok(view(context, after))
+}
+
+async fn pay_from_prepaid(
+    connection: &mut PgConnection,
+    invoice: &Invoice,
+    by: &By,
+    now: DateTime<Utc>,
+) -> Result<(), ActionError> {
+    let paid = closing::pay_from_prepaid(connection, invoice, &by.actor, now).await?;
+    paid.map_err(|left| {
+        let (number, due) = (&invoice.invoice_number, invoice.remaining());
+        ActionError::Conflict(format!(
+            "invoice {number}: {due} dollars are due and {left} are left of what was paid ahead; take a payment in first, \
+             or let it be paid otherwise"
+        ))
+    })
 }
 
 /// An invoice whose account nobody else moves until the transaction ends.

@@ -5,7 +5,7 @@ use super::extract::{Body, Page, Path, Query, Window};
 use super::problem::Problem;
 use crate::action::Operator;
 use crate::action::credit_notes::{self, CreateCreditNote, CreditNoteView};
-use crate::action::invoices::{self as action, CloseMonth, Closings, InvoiceQuery, InvoiceView, Step};
+use crate::action::invoices::{self as action, CloseMonth, Closings, InvoiceQuery, InvoiceView, OpenDraft, Step};
 use crate::invoicing;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -159,28 +159,43 @@ async fn close(
 }
 
 /// Open a draft: it gets its number and is frozen.
-#[utoipa::path(post, path = "/admin/v1/invoices/{id}/open", tag = "billing", params(("id" = Uuid, Path)),
+#[utoipa::path(post, path = "/admin/v1/invoices/{id}/open", tag = "billing", params(("id" = Uuid, Path), OpenDraft),
     responses((status = 200, body = InvoiceView), (status = "4XX", body = Problem)))]
 async fn open(
     State(state): State<ApiState>,
     Extension(operator): Extension<Operator>,
     Path(id): Path<Uuid>,
+    Query(input): Query<OpenDraft>,
 ) -> Result<Json<InvoiceView>, Problem> {
-    Ok(Json(action::open(&state.context, operator, id, Utc::now()).await?))
+    Ok(Json(action::open(&state.context, operator, id, input, Utc::now()).await?))
 }
 
-/// Note that an invoice was paid.
-#[utoipa::path(post, path = "/admin/v1/invoices/{id}/pay", tag = "billing", params(("id" = Uuid, Path)),
+/// How an invoice was paid.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct PayParams {
+    /// Take what is still due from money paid ahead; refused if less is left. Requests that run may have been let in on
+    /// the strength of it: what they cost makes the balance negative.
+    #[serde(default)]
+    from_prepaid: bool,
+}
+
+/// Note that an invoice was paid, or pay it from money paid ahead.
+#[utoipa::path(post, path = "/admin/v1/invoices/{id}/pay", tag = "billing", params(("id" = Uuid, Path), PayParams),
     responses((status = 200, body = InvoiceView), (status = "4XX", body = Problem)))]
 async fn pay(
     State(state): State<ApiState>,
     Extension(operator): Extension<Operator>,
     Path(id): Path<Uuid>,
+    Query(params): Query<PayParams>,
 ) -> Result<Json<InvoiceView>, Problem> {
-    Ok(Json(action::step(&state.context, operator, id, Step::Pay, Utc::now()).await?))
+    let step = if params.from_prepaid { Step::PayFromPrepaid } else { Step::Pay };
+    Ok(Json(action::step(&state.context, operator, id, step, Utc::now()).await?))
 }
 
-/// Take an invoice back. Its number stays; the month can be closed again.
+/// Take an invoice back. Its number stays; the month can be closed again. One with credit notes is refused: they would
+/// be lost.
 #[utoipa::path(post, path = "/admin/v1/invoices/{id}/void", tag = "billing", params(("id" = Uuid, Path)),
     responses((status = 200, body = InvoiceView), (status = "4XX", body = Problem)))]
 async fn void(

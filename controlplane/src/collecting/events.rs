@@ -1,14 +1,14 @@
 //! What Stripe says by webhook. Events may come twice, late, and in any order.
 
-use super::{ACTOR, ROLE, recharges};
+use super::{ACTOR, ROLE, outcome, recharges};
 use crate::closing::{self, By};
 use crate::context::Context;
-use crate::store::invoices::{self, Invoice as Ours, OPEN, PAID, UNCOLLECTIBLE, VOID};
+use crate::store::invoices::{self, Invoice as Ours, PAID, UNCOLLECTIBLE, VOID};
 use crate::store::{PgConnection, StoreError, billing, stripe as store};
 use crate::stripe::{Event, EventObject, Invoice};
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use tracing::{error, warn};
+use tracing::warn;
 use uuid::Uuid;
 
 /// What became of an event.
@@ -61,38 +61,19 @@ async fn invoice(
     at: DateTime<Utc>,
 ) -> Result<Option<Uuid>, StoreError> {
     let Some(ours) = ours(connection, theirs).await? else { return Ok(None) };
-    let by = By { actor: ACTOR.to_owned(), role: ROLE };
     let step = match kind {
         "invoice.paid" => PAID,
         "invoice.voided" => VOID,
         "invoice.marked_uncollectible" => UNCOLLECTIBLE,
         "invoice.payment_failed" => {
+            let by = By { actor: ACTOR.to_owned(), role: ROLE };
             closing::note(connection, &by, "invoice.payment_failed", ours.id, json!({"stripe": theirs.id})).await?;
             return Ok(None);
         }
         _ => return Ok(None),
     };
-    store::told(connection, ours.id, step, at).await?;
-    match (ours.status.as_str(), step) {
-        (OPEN, _) | (UNCOLLECTIBLE, PAID | VOID) => {}
-        // It is so already, or was paid or voided since: what is said of before changes nothing.
-        (status, _) if status == step => return Ok(None),
-        (_, UNCOLLECTIBLE) => return Ok(None),
-        (status, _) => {
-            context.metrics.stripe_conflicts.inc();
-            let number = ours.invoice_number.as_str();
-            error!(number, status, step, "Stripe says otherwise of an invoice; settle it there or by a credit note");
-            return Ok(None);
-        }
-    }
-    if step == VOID {
-        closing::void(connection, &ours, ACTOR, at).await?;
-    } else {
-        invoices::set_status(connection, ours.id, step, at).await?;
-    }
-    let details = json!({"from": ours.status, "stripe": theirs.id});
-    closing::note(connection, &by, &format!("invoice.{step}"), ours.id, details).await?;
-    Ok(Some(ours.organization_id))
+    let moved = outcome::take_in(context, connection, &ours, theirs, step, at).await?;
+    Ok(moved.then_some(ours.organization_id))
 }
 
 /// Our invoice that one of theirs was made from, its account locked.

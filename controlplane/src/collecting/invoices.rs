@@ -1,11 +1,11 @@
 //! Opened invoices go to Stripe, and so does what becomes of them here.
 
-use super::{CENT, CollectError, failed};
+use super::{CENT, CollectError, failure, outcome};
 use crate::context::Context;
 use crate::invoicing::{Document, percent_text};
 use crate::store::invoices::{self, OPEN, PAID, UNCOLLECTIBLE, VOID};
 use crate::store::stripe::{self as store, Account, Due};
-use crate::store::{StoreError, invoices::Invoice as Ours};
+use crate::store::{StoreError, billing, invoices::Invoice as Ours};
 use crate::stripe::{Client, Customer, Form, Invoice, InvoiceItem, List, Stripe};
 use chrono::Utc;
 use serde::de::DeserializeOwned;
@@ -29,13 +29,9 @@ pub(super) async fn reconcile(context: &Context, stripe: &Stripe) -> Result<(), 
         } else {
             send(context, &stripe.client, &due).await
         };
-        match told {
-            Ok(()) => {}
-            Err(CollectError::Store(error)) => return Err(error),
-            Err(error) => {
-                failed(context, "invoice", due.invoice_id, &error);
-                store::failed(&mut *context.store.read().await?, due.invoice_id, &error.to_string()).await?;
-            }
+        if let Some(reason) = failure(context, "invoice", due.invoice_id, told)? {
+            let noted = store::failed(&mut *context.store.read().await?, due.invoice_id, &reason).await;
+            failure(context, "invoice", due.invoice_id, noted.map_err(CollectError::from))?;
         }
     }
     Ok(())
@@ -68,22 +64,37 @@ async fn send(context: &Context, client: &Client, due: &Due) -> Result<(), Colle
     if theirs.status.as_deref() == Some("draft") {
         add_items(client, &ours, &document, &customer, &stripe_id).await?;
         theirs = client.get(&path, &Form::new()).await?;
-        let (wanted, there) = (cents(document.amount_due), theirs.amount_due);
+        // Not what is due there: that is nothing below what Stripe charges at least, and knows the customer's balance.
+        let (wanted, there) = (cents(document.amount_due), theirs.total);
         if wanted != there {
             let number = &ours.invoice_number;
-            return Err(CollectError::Mismatch(format!("{number}: {wanted} cents are due, at Stripe {there}")));
+            return Err(CollectError::Mismatch(format!(
+                "{number}: {wanted} cents are due, at Stripe the total is {there}"
+            )));
         }
         let form = Form::new().with("auto_advance", true);
         theirs = client.post(&format!("{path}/finalize"), &form, &format!("invoice-{}-finalize", ours.id)).await?;
     }
-    let status = known(theirs.status.as_deref());
-    store::told(&mut *context.store.read().await?, ours.id, status, Utc::now()).await?;
-    Ok(())
+    take_in(context, &ours, &theirs).await
 }
 
-/// Stripe's status in our words, which are the same ones.
-fn known(status: Option<&str>) -> &'static str {
-    [PAID, VOID, UNCOLLECTIBLE].into_iter().find(|known| status == Some(known)).unwrap_or(OPEN)
+/// Notes how an invoice stands there. One of which nothing is due there is paid as soon as it is finalized.
+async fn take_in(context: &Context, ours: &Ours, theirs: &Invoice) -> Result<(), CollectError> {
+    let (now, organization) = (Utc::now(), ours.organization_id);
+    let mut tx = context.store.begin().await?;
+    billing::lock(&mut tx, organization).await?;
+    let ours = invoices::get(&mut tx, ours.id).await?;
+    let ours = ours.ok_or_else(|| CollectError::Mismatch(format!("the invoice of {} is gone", theirs.id)))?;
+    let moved = match outcome::known(theirs.status.as_deref()) {
+        OPEN => {
+            store::told(&mut tx, ours.id, OPEN, now).await?;
+            false
+        }
+        step => outcome::take_in(context, &mut tx, &ours, theirs, step, now).await?,
+    };
+    tx.commit().await.map_err(StoreError::from)?;
+    context.spending.tell(moved.then_some(organization));
+    Ok(())
 }
 
 /// Tells Stripe what became of an invoice here.
@@ -94,7 +105,11 @@ async fn update(context: &Context, client: &Client, due: &Due) -> Result<(), Col
     };
     let path = format!("/v1/invoices/{stripe_id}");
     let theirs: Invoice = client.get(&path, &Form::new()).await?;
-    if theirs.status.as_deref() != Some(ours.status.as_str()) {
+    let there = outcome::known(theirs.status.as_deref());
+    if ours.status == OPEN || [PAID, VOID].contains(&there) && there != ours.status {
+        return take_in(context, &ours, &theirs).await;
+    }
+    if there != ours.status {
         let (step, form) = match ours.status.as_str() {
             PAID => ("pay", Form::new().with("paid_out_of_band", true)),
             VOID => ("void", Form::new()),
@@ -220,7 +235,7 @@ async fn add_items(
 }
 
 /// Every entry of a list.
-async fn all<T: DeserializeOwned>(
+pub(super) async fn all<T: DeserializeOwned>(
     client: &Client,
     path: &str,
     query: &Form,

@@ -4,6 +4,7 @@
 mod credit_notes;
 mod events;
 mod invoices;
+mod outcome;
 mod recharges;
 
 pub(crate) use events::{Handled, handle};
@@ -74,8 +75,21 @@ async fn reconcile(context: &Context, stripe: &Stripe) -> Result<(), StoreError>
     leading.end().await
 }
 
-/// Notes a failure that concerns one organization and must not keep the others from being served.
-fn failed(context: &Context, what: &str, id: uuid::Uuid, error: &CollectError) {
-    context.metrics.stripe_failures.inc();
-    warn!(what, %id, %error, "not collected; trying again later");
+/// Notes a failure that concerns one organization and must not keep the others from being served, and gives its reason.
+/// That the database does not answer concerns all: it ends the run.
+fn failure(
+    context: &Context,
+    what: &str,
+    id: uuid::Uuid,
+    told: Result<(), CollectError>,
+) -> Result<Option<String>, StoreError> {
+    match told {
+        Ok(()) => Ok(None),
+        Err(CollectError::Store(error @ StoreError::Unavailable(_))) => Err(error),
+        Err(error) => {
+            context.metrics.stripe_failures.inc();
+            warn!(what, %id, %error, "not collected; trying again later");
+            Ok(Some(error.to_string()))
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Money is asked for when little is left, once; what came in is credited, once.
 
 use super::invoices::{account, cents, customer};
-use super::{ACTOR, CENT, CollectError, failed};
+use super::{ACTOR, CENT, CollectError, failure};
 use crate::context::Context;
 use crate::store::partitions::Month;
 use crate::store::prepaid::{self, Kind, NewEntry};
@@ -31,18 +31,12 @@ pub(super) async fn reconcile(context: &Context, stripe: &Stripe, now: DateTime<
             continue;
         }
         let organization = standing.organization_id;
-        match open(context, &stripe.client, organization, amount).await {
-            Ok(()) => {}
-            Err(CollectError::Store(error)) => return Err(error),
-            Err(error) => failed(context, "recharge", organization, &error),
-        }
+        let opened = open(context, &stripe.client, organization, amount).await;
+        failure(context, "recharge", organization, opened)?;
     }
     for recharge in store::all_open(&mut *context.store.read().await?).await? {
-        match follow(context, &stripe.client, &recharge, now).await {
-            Ok(()) => {}
-            Err(CollectError::Store(error)) => return Err(error),
-            Err(error) => failed(context, "recharge", recharge.id, &error),
-        }
+        let followed = follow(context, &stripe.client, &recharge, now).await;
+        failure(context, "recharge", recharge.id, followed)?;
     }
     Ok(())
 }

@@ -90,6 +90,9 @@ SELECT date, sum(cost_usd) AS used FROM (
     UNION ALL SELECT date, cost_usd FROM usage_adjustments WHERE organization_id = $1
 ) AS every GROUP BY date";
 
+/// Days before today that are looked at for usage that came late, so that not all that was ever used is summed.
+const LATE_DAYS: i32 = 7;
+
 /// Appends an entry. Gives `None` if its key is there already.
 pub(crate) async fn append(
     connection: &mut PgConnection,
@@ -248,19 +251,29 @@ WITH charged AS (
 )
 SELECT coalesce(sum(amount), 0) FROM settled";
 
-/// Organizations with usage of days before `end` that [`post_usage`] would post.
+/// Organizations with usage of days before `end` that [`post_usage`] would post: from the last day that was posted, and
+/// at least [`LATE_DAYS`] back. What came later than that for a day is posted with the next day that has usage, or when
+/// its month is closed.
 pub(crate) async fn unposted(connection: &mut PgConnection, end: NaiveDate) -> Result<Vec<Uuid>, StoreError> {
     Ok(sqlx::query_scalar(
-        "SELECT a.organization_id FROM billing_accounts a WHERE a.prepaid_since < $1 AND EXISTS (
+        "SELECT a.organization_id FROM billing_accounts a
+         CROSS JOIN LATERAL (
+             SELECT greatest(a.prepaid_since, least($1 - $2, coalesce(max(day), a.prepaid_since))) AS day
+             FROM prepaid_entries WHERE organization_id = a.organization_id AND day IS NOT NULL
+         ) AS first
+         WHERE a.prepaid_since < $1 AND EXISTS (
              SELECT 1 FROM (
-                 SELECT date AS day, cost_usd AS used FROM usage_records u WHERE u.organization_id = a.organization_id
-                 UNION ALL SELECT date, cost_usd FROM usage_adjustments u WHERE u.organization_id = a.organization_id
+                 SELECT date AS day, cost_usd AS used FROM usage_records u
+                     WHERE u.organization_id = a.organization_id AND date >= first.day AND date < $1
+                 UNION ALL SELECT date, cost_usd FROM usage_adjustments u
+                     WHERE u.organization_id = a.organization_id AND date >= first.day AND date < $1
                  UNION ALL SELECT day, -used FROM prepaid_entries e
-                     WHERE e.organization_id = a.organization_id AND day IS NOT NULL
-             ) AS moved WHERE day >= a.prepaid_since AND day < $1 GROUP BY day HAVING sum(used) <> 0)
+                     WHERE e.organization_id = a.organization_id AND e.day >= first.day AND e.day < $1
+             ) AS moved GROUP BY day HAVING sum(used) <> 0)
          ORDER BY 1",
     )
     .bind(end)
+    .bind(LATE_DAYS)
     .fetch_all(connection)
     .await?)
 }

@@ -16,6 +16,9 @@ pub(crate) struct Customer {
 pub(crate) struct CreditNote {
     /// `cn_…`
     pub(crate) id: String,
+    /// What was said when it was made.
+    #[serde(default)]
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 /// `list`
@@ -36,9 +39,21 @@ pub(crate) struct Invoice {
     /// `draft`, `open`, `paid`, `uncollectible` or `void`.
     #[serde(default)]
     pub(crate) status: Option<String>,
-    /// Cents.
+    /// Cents of all that is on it.
+    #[serde(default)]
+    pub(crate) total: i64,
+    /// Cents to be paid at once: with the customer's balance, and 0 below what Stripe charges at least.
     #[serde(default)]
     pub(crate) amount_due: i64,
+    /// Cents of them that are not paid yet.
+    #[serde(default)]
+    pub(crate) amount_remaining: i64,
+    /// Cents that credit notes took off before it was paid.
+    #[serde(default)]
+    pub(crate) pre_payment_credit_notes_amount: i64,
+    /// Cents that credit notes gave back after it was paid.
+    #[serde(default)]
+    pub(crate) post_payment_credit_notes_amount: i64,
     /// What was said when it was made.
     #[serde(default)]
     pub(crate) metadata: BTreeMap<String, String>,

@@ -1,7 +1,7 @@
 //! Whatever happens in whatever order: no pico-dollar is charged twice, lost, or made up.
 
 use crate::invoices::{close, first_of};
-use crate::plane::{Plane, Tenant};
+use crate::plane::{OWNER, Plane, Tenant};
 use crate::prepaid::{balance, top_up};
 use chrono::Days;
 use reqwest::Method;
@@ -58,7 +58,9 @@ async fn invoiced(plane: &Plane, tenant: &Tenant, back: u32) -> bool {
 /// Sums over the invoices that stand: what they charge exactly, and what was paid from money paid ahead.
 async fn standing(plane: &Plane, tenant: &Tenant) -> (Usd, Usd) {
     let (exact, credit): (String, String) = sqlx::query_as(
-        "SELECT coalesce(sum(exact_total), 0)::text, coalesce(sum(credit_applied), 0)::text FROM invoices
+        "SELECT coalesce(sum(exact_total), 0)::text, (coalesce(sum(credit_applied), 0) - (
+             SELECT coalesce(sum(amount), 0) FROM prepaid_entries
+             WHERE organization_id = $1::text::uuid AND idempotency_key LIKE 'payment:%'))::text FROM invoices
          WHERE organization_id = $1::text::uuid AND status NOT IN ('void', 'draft')",
     )
     .bind(&tenant.organization)
@@ -66,6 +68,10 @@ async fn standing(plane: &Plane, tenant: &Tenant) -> (Usd, Usd) {
     .await
     .unwrap();
     (exact.parse().unwrap(), credit.parse().unwrap())
+}
+
+async fn left(plane: &Plane, tenant: &Tenant) -> Usd {
+    balance(plane, tenant).await.as_str().unwrap().parse().unwrap()
 }
 
 async fn history(plane: &Plane, seed: u64) {
@@ -97,14 +103,22 @@ async fn history(plane: &Plane, seed: u64) {
                 top_up(plane, &tenant, &amount.to_string(), &format!("step-{step}")).await;
                 paid = paid.checked_add(amount).unwrap();
             }
-            6 | 7 => drop(close(plane, &tenant, back.max(1)).await),
+            6 | 7 => {
+                let before = left(plane, &tenant).await;
+                close(plane, &tenant, back.max(1)).await;
+                assert!(left(plane, &tenant).await >= before, "seed {seed}, step {step}: it takes what may be lent");
+            }
             _ => {
                 let open = plane.get(&format!("/invoices?organization={}&status=open", tenant.organization)).await;
                 let open = open["data"].as_array().unwrap().clone();
                 if !open.is_empty() {
                     let at = usize::try_from(dice.below(open.len() as u64)).unwrap();
-                    let void = format!("/invoices/{}/void", open[at]["id"].as_str().unwrap());
-                    plane.call(Method::POST, &void, None).await;
+                    let end = if what == 8 { "void" } else { "pay?from_prepaid=true" };
+                    let path = format!("/admin/v1/invoices/{}/{end}", open[at]["id"].as_str().unwrap());
+                    let before = left(plane, &tenant).await;
+                    let done = plane.raw(Method::POST, &path, Some(OWNER), None).await.status.is_success();
+                    let enough = open[at]["remaining_due"].as_str().unwrap().parse::<Usd>().unwrap() <= before;
+                    assert_eq!(done, what == 8 || enough, "seed {seed}, step {step}: {end}");
                 }
             }
         }
@@ -112,8 +126,7 @@ async fn history(plane: &Plane, seed: u64) {
         assert!(charged <= used, "seed {seed}, step {step}: {charged} are charged of {used}");
         // What is left is what came in, less what invoices were paid with, less usage that none charges.
         let left = paid.pico - credit.pico - (used.pico - charged.pico);
-        let shown: Usd = balance(plane, &tenant).await.as_str().unwrap().parse().unwrap();
-        assert_eq!(shown, Usd { pico: left }, "seed {seed}, step {step}, kind {what}");
+        assert_eq!(self::left(plane, &tenant).await, Usd { pico: left }, "seed {seed}, step {step}, kind {what}");
     }
     // In the end every month is closed, and the lines are the usage. What is of this month waits.
     for back in [3, 2, 1] {

@@ -271,7 +271,16 @@ async fn only_legal_steps_are_taken() {
     Meter::connect(&plane, "late").await.ship(1, 0, &[spending(&tenant, "m", within(1), "1")]).await;
     plane.refused(Method::POST, &format!("{path}/open"), "", 409).await;
     assert_eq!(plane.get(&path).await["exact_total"], "6");
-    let open = plane.call(Method::POST, &format!("{path}/open"), None).await;
+    // Nor is that which may still come, unless it is wanted so.
+    sqlx::query("INSERT INTO edges (name, region, build, began_to) VALUES ('behind', 'eu', 'b', $1)")
+        .bind(within(1))
+        .execute(&plane.pool)
+        .await
+        .unwrap();
+    let behind = plane.refused(Method::POST, &format!("{path}/open"), "", 409).await;
+    assert!(behind["detail"].as_str().unwrap().contains("edges behind may still ship"), "{behind}");
+    let open = plane.call(Method::POST, &format!("{path}/open?force=true"), None).await;
+    sqlx::query("DELETE FROM edges WHERE name = 'behind'").execute(&plane.pool).await.unwrap();
     assert_eq!((&open["status"], &open["id"]), (&json!("open"), &draft["id"]));
     plane.refused(Method::POST, &format!("{path}/open"), "", 409).await;
 
@@ -384,6 +393,8 @@ async fn an_invoice_is_paid_from_what_was_paid_ahead() {
     let tenant = plane.tenant("acme").await;
     terms(&plane, &tenant, json!({"discount_permille": 100, "tax_rate": "10"})).await;
     crate::prepaid::top_up(&plane, &tenant, "30", "first").await;
+    let gone = plane.tenant("gone").await;
+    crate::prepaid::top_up(&plane, &gone, "4.005", "first").await;
     // As if it had paid ahead before last month began.
     sqlx::raw_sql(
         "ALTER TABLE prepaid_entries DISABLE TRIGGER USER;
@@ -404,20 +415,65 @@ async fn an_invoice_is_paid_from_what_was_paid_ahead() {
     assert_eq!(figures(&invoice)[5..], ["9.9", "9.9", "0"]);
     assert_eq!(invoice["status"], "paid");
     assert_eq!(balance().await, usd("18.1"), "30 − 2 − 9.90");
-    // What is not covered is due.
-    let poor = with_usage(&plane, "poor", &["10"]).await;
-    crate::prepaid::top_up(&plane, &poor, "4.005", "first").await;
-    let invoice = close(&plane, &poor, 1).await["invoice"].clone();
+    // What is not covered is due: more was used than was there.
+    Meter::connect(&plane, "e1").await.ship(1, 2, &[spending(&gone, "m", within(1), "10")]).await;
+    let left = async |tenant| crate::prepaid::balance(&plane, tenant).await;
+    assert_eq!(left(&gone).await, "-5.995");
+    let invoice = close(&plane, &gone, 1).await["invoice"].clone();
     assert_eq!(figures(&invoice)[5..], ["10", "4", "6"]);
-    assert_eq!(
-        (invoice["status"].as_str(), crate::prepaid::balance(&plane, &poor).await),
-        (Some("open"), json!("0.005"))
-    );
+    assert_eq!((invoice["status"].as_str(), left(&gone).await), (Some("open"), json!("0.005")));
     plane.call(Method::POST, &format!("/invoices/{}/void", id(&invoice)), None).await;
-    assert_eq!(crate::prepaid::balance(&plane, &poor).await, "4.005");
-    let again = close(&plane, &poor, 1).await["invoice"].clone();
+    assert_eq!(left(&gone).await, "-5.995");
+    let again = close(&plane, &gone, 1).await["invoice"].clone();
     assert_eq!(figures(&again)[5..], ["10", "4", "6"]);
-    assert_eq!(crate::prepaid::balance(&plane, &poor).await, "0.005");
+    assert_eq!(left(&gone).await, "0.005");
+}
+
+#[tokio::test]
+async fn what_was_not_debited_is_taken_from_money_paid_ahead_only_when_asked() {
+    let plane = Plane::start().await;
+    plane.model("m").await;
+    let tenant = with_usage(&plane, "acme", &["10"]).await;
+    crate::prepaid::top_up(&plane, &tenant, "7.5", "first").await;
+    let left = async || crate::prepaid::balance(&plane, &tenant).await;
+    let invoice = close(&plane, &tenant, 1).await["invoice"].clone();
+    // Edges have told of 7.50, and may have lent it by now.
+    assert_eq!(figures(&invoice)[5..], ["10", "0", "10"]);
+    assert_eq!((invoice["status"].as_str(), left().await), (Some("open"), json!("7.5")));
+    let path = format!("/invoices/{}/pay?from_prepaid=true", id(&invoice));
+    let refused = plane.refused(Method::POST, &path, "", 409).await;
+    assert!(refused["detail"].as_str().unwrap().contains("10 dollars are due and 7.5 are left"), "{refused}");
+    crate::prepaid::top_up(&plane, &tenant, "3", "second").await;
+    for _ in 0..2 {
+        assert_eq!(plane.call(Method::POST, &path, None).await["status"], "paid");
+        assert_eq!(left().await, "0.5");
+    }
+    plane.refused(Method::POST, &format!("/invoices/{}/void", id(&invoice)), "", 409).await;
+}
+
+#[tokio::test]
+async fn corrections_wait_for_a_month_that_they_fit_into() {
+    let plane = Plane::start().await;
+    plane.model("m").await;
+    let tenant = plane.tenant("acme").await;
+    let used = [spending(&tenant, "m", within(2), "3"), spending(&tenant, "m", within(1), "10")];
+    Meter::connect(&plane, "e1").await.ship(1, 0, &used).await;
+    sqlx::query(
+        "INSERT INTO usage_adjustments (organization_id, model_id, date, requests, prompt_tokens, completion_tokens,
+             cost_usd) VALUES ($1::text::uuid, 'm', $2, -1, -100, -10, -5)",
+    )
+    .bind(&tenant.organization)
+    .bind(first_of(3))
+    .execute(&plane.pool)
+    .await
+    .unwrap();
+    let body = json!({"month": month_of(first_of(2)), "organization_id": tenant.organization}).to_string();
+    let refused = plane.refused(Method::POST, "/invoices/close", &body, 409).await;
+    assert!(refused["detail"].as_str().unwrap().contains("come off the next month"), "{refused}");
+    // As it says: nothing is taken off twice.
+    for (back, total) in [(1, "5"), (2, "3")] {
+        assert_eq!(figures(&close(&plane, &tenant, back).await["invoice"])[0], total);
+    }
 }
 
 #[tokio::test]

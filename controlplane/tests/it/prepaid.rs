@@ -121,6 +121,68 @@ async fn days_that_are_over_are_posted_and_what_comes_late_is_too() {
 }
 
 #[tokio::test]
+async fn what_comes_long_afterwards_is_posted_with_the_next_day() {
+    let mut plane = Plane::start().await;
+    plane.model("m").await;
+    let (tenant, other) = (plane.tenant("acme").await, plane.tenant("other").await);
+    for tenant in [&tenant, &other] {
+        top_up(&plane, tenant, "50", "first").await;
+    }
+    sqlx::raw_sql(
+        "ALTER TABLE prepaid_entries DISABLE TRIGGER USER;
+         UPDATE prepaid_entries SET day = day - 25 WHERE kind = 'opening';
+         ALTER TABLE prepaid_entries ENABLE TRIGGER USER;
+         UPDATE billing_accounts SET prepaid_since = prepaid_since - 25;",
+    )
+    .execute(&plane.pool)
+    .await
+    .unwrap();
+    let ago = |days: u64| Utc::now() - Days::new(days);
+    let mut meter = Meter::connect(&plane, "e1").await;
+    // Never posted before: it is, however long ago.
+    meter.ship(1, 0, &[spending(&tenant, ago(24), "1"), spending(&tenant, ago(22), "2")]).await;
+    assert_eq!(balance(&plane, &tenant).await, "47");
+    plane.restart().await;
+    posted(&plane, &tenant, "the first days", &["-2", "-1"]).await;
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 2, &[spending(&tenant, ago(23), "4"), spending(&other, ago(1), "8")]).await;
+    assert_eq!(balance(&plane, &tenant).await, "43");
+    plane.restart().await;
+    posted(&plane, &other, "a run", &["-8"]).await;
+    posted(&plane, &tenant, "what is that old does not make a run by itself", &["-2", "-1"]).await;
+    Meter::connect(&plane, "e1").await.ship(1, 4, &[spending(&tenant, ago(1), "16")]).await;
+    assert_eq!(balance(&plane, &tenant).await, "27");
+    plane.restart().await;
+    posted(&plane, &tenant, "both", &["-16", "-4", "-2", "-1"]).await;
+    assert_eq!(balance(&plane, &tenant).await, "27");
+}
+
+#[tokio::test]
+async fn what_cannot_be_posted_does_not_stand_in_the_way_of_others() {
+    let mut plane = Plane::start().await;
+    plane.model("m").await;
+    let (first, second) = (plane.tenant("first").await, plane.tenant("second").await);
+    let yesterday = Utc::now() - Days::new(1);
+    let events = [spending(&first, yesterday, "5"), spending(&second, yesterday, "6")];
+    Meter::connect(&plane, "e1").await.ship(1, 0, &events).await;
+    for tenant in [&first, &second] {
+        top_up(&plane, tenant, "10", "first").await;
+    }
+    let sql = format!(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused for a test'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON prepaid_entries FOR EACH ROW
+             WHEN (new.kind = 'usage' AND new.organization_id = '{}') EXECUTE FUNCTION refuse();
+         UPDATE billing_accounts SET prepaid_since = prepaid_since - 1;",
+        first.organization
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&plane.pool).await.unwrap();
+    assert_eq!(balance(&plane, &second).await, "4");
+    plane.restart().await;
+    posted(&plane, &second, "the other's usage is posted", &["-6"]).await;
+    posted(&plane, &first, "nothing is posted", &[]).await;
+}
+
+#[tokio::test]
 async fn entries_stay_as_they_were_written() {
     let plane = Plane::start().await;
     let tenant = plane.tenant("acme").await;

@@ -210,16 +210,141 @@ async fn a_sum_that_differs_at_stripe_is_not_finalized() {
     eventually("the refusal", || async {
         let error: Option<Option<String>> =
             sqlx::query_scalar("SELECT error FROM stripe_invoices").fetch_optional(&to.plane.pool).await.unwrap();
-        error.flatten().filter(|error| error.contains("1200 cents are due, at Stripe 1201"))
+        error.flatten().filter(|error| error.contains("1200 cents are due, at Stripe the total is 1201"))
     })
     .await;
     let theirs = to.stripe.all("invoice")[0].clone();
     assert_eq!((&theirs["status"], to.stripe.asked("/finalize")), (&json!("draft"), 0));
     assert!(to.plane.metric("turnpike_controlplane_stripe_failures_total").await.is_some_and(|count| count >= 1.0));
-    to.stripe.set(theirs["id"].as_str().unwrap(), "amount_due", json!(1200));
+    to.stripe.set(theirs["id"].as_str().unwrap(), "total", json!(1200));
     to.without_patience("it goes on", || async { (to.stripe.all("invoice")[0]["status"] == "open").then_some(()) })
         .await;
     assert_eq!(to.status(&invoice).await, "open");
+}
+
+#[tokio::test]
+async fn what_stripe_does_not_charge_by_itself_is_carried_to_the_next_invoice() {
+    let to = Collected::start().await;
+    let tenant = to.plane.tenant("acme").await;
+    let at = |back: u32| (first_of(back) + Days::new(3)).and_time(NaiveTime::MIN).and_utc();
+    let events = [spending(&tenant, "m", at(2), "0.49"), spending(&tenant, "m", at(1), "12")];
+    Meter::connect(&to.plane, "e1").await.ship(1, 0, &events).await;
+    let small = close(&to.plane, &tenant, 2).await["invoice"].clone();
+    assert_eq!(small["status"], "open");
+    eventually("Stripe takes it for paid", || async { (to.status(&small).await == "paid").then_some(()) }).await;
+    let details: Value = sqlx::query_scalar("SELECT details FROM audit_log WHERE action = 'invoice.paid'")
+        .fetch_one(&to.plane.pool)
+        .await
+        .unwrap();
+    assert_eq!(details["cents_to_customer_balance"], 49);
+    assert_eq!(to.stripe.all("customer")[0]["balance"], 49);
+    assert_eq!(to.deliver(&event("evt_1", "invoice.paid", &to.stripe.all("invoice")[0])).await, 200);
+    let next = close(&to.plane, &tenant, 1).await["invoice"].clone();
+    to.sent(&next).await;
+    let theirs = to.stripe.all("invoice")[1].clone();
+    assert_eq!(
+        (&theirs["total"], &theirs["amount_due"], &theirs["status"]),
+        (&json!(1200), &json!(1249), &json!("open"))
+    );
+    assert_eq!((to.status(&next).await.as_str(), to.stripe.asked("POST /v1/invoices/in_")), ("open", 2));
+    assert_eq!(to.plane.metric("turnpike_controlplane_stripe_conflicts_total").await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_credit_note_is_made_once_and_takes_off_what_is_left() {
+    let to = Collected::start().await;
+    let (_, invoice) = to.invoiced("acme").await;
+    let (_, whole) = to.invoiced("whole").await;
+    to.sent(&invoice).await;
+    to.sent(&whole).await;
+    let credit = async |invoice: &Value, amount: &str| {
+        let body = json!({"amount": amount, "reason": "an outage", "idempotency_key": amount});
+        to.plane.post(&format!("/invoices/{}/credit_notes", id(invoice)), body).await;
+    };
+    let told = async |wanted: i64| {
+        to.without_patience("the notes", || async {
+            let count: i64 = sqlx::query_scalar("SELECT count(*) FROM stripe_credit_notes WHERE stripe_id IS NOT NULL")
+                .fetch_one(&to.plane.pool)
+                .await
+                .unwrap();
+            (count == wanted).then_some(())
+        })
+        .await;
+    };
+    // A part was paid there from the customer's balance.
+    to.stripe.set(to.stripe.all("invoice")[0]["id"].as_str().unwrap(), "amount_remaining", json!(300));
+    credit(&invoice, "5").await;
+    told(1).await;
+    assert_eq!(to.stripe.all("credit_note")[0]["amount"], 300);
+    // It is made, nobody hears of it, and the invoice is paid by it.
+    to.stripe.mute(Some("/v1/credit_notes"));
+    credit(&whole, "12").await;
+    eventually("the failure is noted", || async {
+        let failed = "SELECT count(*) FROM stripe_credit_notes WHERE error IS NOT NULL";
+        let count: i64 = sqlx::query_scalar(failed).fetch_one(&to.plane.pool).await.unwrap();
+        (count == 1).then_some(())
+    })
+    .await;
+    to.stripe.mute(None);
+    told(2).await;
+    assert_eq!(to.stripe.all("credit_note").len(), 2);
+}
+
+#[tokio::test]
+async fn an_invoice_with_credit_notes_is_not_voided_from_either_side() {
+    let to = Collected::start().await;
+    let (_, invoice) = to.invoiced("acme").await;
+    to.sent(&invoice).await;
+    let body = json!({"amount": "2", "reason": "an outage", "idempotency_key": "a"});
+    to.plane.post(&format!("/invoices/{}/credit_notes", id(&invoice)), body).await;
+    let refused = to.plane.refused(Method::POST, &format!("/invoices/{}/void", id(&invoice)), "", 409).await;
+    assert!(refused["detail"].as_str().unwrap().contains("credit note over the rest"), "{refused}");
+    let theirs = to.stripe.all("invoice")[0].clone();
+    to.stripe.set(theirs["id"].as_str().unwrap(), "status", json!("void"));
+    assert_eq!(to.deliver(&event("evt_1", "invoice.voided", &theirs)).await, 200);
+    assert_eq!(to.status(&invoice).await, "open");
+    assert_eq!(to.plane.metric("turnpike_controlplane_stripe_conflicts_total").await, Some(1.0));
+    // Nothing is tried that cannot succeed: neither now, nor once it is paid here.
+    let told = async || {
+        sqlx::query_as::<_, (String, Option<String>)>("SELECT told, error FROM stripe_invoices")
+            .fetch_one(&to.plane.pool)
+            .await
+            .unwrap()
+    };
+    assert_eq!(told().await, ("open".to_owned(), None));
+    to.plane.call(Method::POST, &format!("/invoices/{}/pay", id(&invoice)), None).await;
+    eventually("it is given up", || async { (told().await == ("paid".to_owned(), None)).then_some(()) }).await;
+    assert_eq!(to.plane.metric("turnpike_controlplane_stripe_conflicts_total").await, Some(2.0));
+    assert_eq!(to.stripe.asked("/pay"), 0);
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_written_do_not_stand_in_the_way_of_others() {
+    let to = Collected::start().await;
+    sqlx::raw_sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF EXISTS (SELECT 1 FROM organizations WHERE id = new.organization_id AND slug = 'broken') THEN
+                 RAISE EXCEPTION 'refused for a test';
+             END IF;
+             RETURN new;
+         END $$;
+         CREATE TRIGGER refuse BEFORE UPDATE OF stripe_customer_id ON billing_accounts
+             FOR EACH ROW EXECUTE FUNCTION refuse();",
+    )
+    .execute(&to.plane.pool)
+    .await
+    .unwrap();
+    let recharge =
+        json!({"auto_recharge_enabled": true, "auto_recharge_threshold": "10", "auto_recharge_amount": "50"});
+    let (broken, _) = to.invoiced("broken").await;
+    let (sound, invoice) = to.invoiced("sound").await;
+    for tenant in [&broken, &sound] {
+        top_up(&to.plane, tenant, "1", "first").await;
+        to.patch(tenant, recharge.clone()).await;
+    }
+    eventually("the other's money", || async { (balance(&to.plane, &sound).await == "51").then_some(()) }).await;
+    to.sent(&invoice).await;
+    assert_eq!(balance(&to.plane, &broken).await, "1");
 }
 
 #[tokio::test]

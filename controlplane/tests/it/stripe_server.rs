@@ -16,6 +16,9 @@ use tokio::net::TcpListener;
 pub(crate) const KEY: &str = "sk_test_for_tests_only";
 pub(crate) const WEBHOOK_SECRET: &str = "whsec_for_tests_only";
 
+/// The least that is charged, cents.
+const LEAST: i64 = 50;
+
 /// What goes wrong with the next request that makes something at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -157,6 +160,14 @@ fn metadata(params: &Params) -> Value {
     Value::Object(inside.collect::<Map<_, _>>())
 }
 
+fn number(object: &Value, field: &str) -> i64 {
+    object[field].as_i64().unwrap()
+}
+
+fn add(object: &mut Value, field: &str, cents: i64) {
+    object[field] = json!(number(object, field) + cents);
+}
+
 impl StripeServer {
     /// Status, body, and whether nobody is to hear of it.
     fn carry_out(&self, method: &Method, path: &str, text: &str, key: &str) -> (StatusCode, Value, bool) {
@@ -225,16 +236,30 @@ impl Books {
         (StatusCode::OK, object)
     }
 
+    /// What is due of a draft: with the customer's balance, and nothing below the least that is charged. What is then not
+    /// charged goes to the balance when it is finalized.
+    fn reckon(&mut self, id: &str) {
+        let balance = self.objects[id]["customer"].as_str().map_or(0, |id| number(&self.objects[id], "balance"));
+        let invoice = self.objects.get_mut(id).unwrap();
+        let due = number(invoice, "total") + balance;
+        let due = if due < LEAST { 0 } else { due };
+        invoice["amount_due"] = json!(due);
+        invoice["amount_remaining"] = json!(due);
+    }
+
     fn write(&mut self, path: &str, params: &Params, fault: Option<Fault>) -> (StatusCode, Value) {
         let text = |name: &str| params.get(name).cloned();
         match path.trim_start_matches("/v1/").split('/').collect::<Vec<_>>()[..] {
             ["customers"] => self.insert(
                 "cus",
-                json!({"object": "customer", "name": text("name"), "email": text("email"), "metadata": metadata(params)}),
+                json!({"object": "customer", "name": text("name"), "email": text("email"), "balance": 0,
+                    "metadata": metadata(params)}),
             ),
             ["invoices"] => self.insert(
                 "in",
-                json!({"object": "invoice", "customer": text("customer"), "status": "draft", "amount_due": 0,
+                json!({"object": "invoice", "customer": text("customer"), "status": "draft", "total": 0,
+                    "amount_due": 0, "amount_remaining": 0, "pre_payment_credit_notes_amount": 0,
+                    "post_payment_credit_notes_amount": 0,
                     "number": text("number"), "collection_method": text("collection_method"),
                     "metadata": metadata(params), "status_transitions": {"paid_at": null}}),
             ),
@@ -242,8 +267,8 @@ impl Books {
                 let invoice = text("invoice").unwrap_or_default();
                 let cents: i64 = text("amount").unwrap_or_default().parse().unwrap();
                 let meddled = i64::from(fault == Some(Fault::Meddled));
-                let sum = self.objects[&invoice]["amount_due"].as_i64().unwrap() + cents + meddled;
-                self.objects.get_mut(&invoice).unwrap()["amount_due"] = json!(sum);
+                add(self.objects.get_mut(&invoice).unwrap(), "total", cents + meddled);
+                self.reckon(&invoice);
                 self.insert(
                     "ii",
                     json!({"object": "invoiceitem", "invoice": invoice, "amount": cents,
@@ -251,6 +276,9 @@ impl Books {
                 )
             }
             ["invoices", id, step] => {
+                if self.objects.contains_key(id) && step == "finalize" {
+                    self.reckon(id);
+                }
                 let Some(invoice) = self.objects.get_mut(id) else {
                     return (StatusCode::NOT_FOUND, error("invalid_request_error", Some("resource_missing"), ""));
                 };
@@ -262,8 +290,18 @@ impl Books {
                     ("open", "mark_uncollectible") => "uncollectible",
                     _ => return (StatusCode::BAD_REQUEST, error("invalid_request_error", None, "not in this status")),
                 };
-                invoice["status"] = json!(to);
-                (StatusCode::OK, invoice.clone())
+                let nothing_due = invoice["amount_due"] == 0;
+                invoice["status"] = json!(if step == "finalize" && nothing_due { "paid" } else { to });
+                if step == "pay" {
+                    invoice["amount_remaining"] = json!(0);
+                }
+                let answer = invoice.clone();
+                if step == "finalize" {
+                    let customer = self.objects.get_mut(answer["customer"].as_str().unwrap()).unwrap();
+                    let carried = if nothing_due { number(customer, "balance") + number(&answer, "total") } else { 0 };
+                    customer["balance"] = json!(carried);
+                }
+                (StatusCode::OK, answer)
             }
             ["credit_notes"] => {
                 let id = text("invoice").unwrap_or_default();
@@ -273,19 +311,26 @@ impl Books {
                     return (StatusCode::NOT_FOUND, error("invalid_request_error", Some("resource_missing"), ""));
                 };
                 let fits = match invoice["status"].as_str() {
-                    Some("open") => back.is_none() && cents <= invoice["amount_due"].as_i64().unwrap(),
-                    Some("paid") => back == Some(cents),
+                    Some("open") => back.is_none() && cents <= number(invoice, "amount_remaining"),
+                    Some("paid") => {
+                        let before = number(invoice, "pre_payment_credit_notes_amount")
+                            + number(invoice, "post_payment_credit_notes_amount");
+                        back == Some(cents) && cents <= number(invoice, "total") - before
+                    }
                     _ => false,
                 };
                 if !fits {
                     return (StatusCode::BAD_REQUEST, error("invalid_request_error", None, "does not fit the invoice"));
                 }
                 if back.is_none() {
-                    let left = invoice["amount_due"].as_i64().unwrap() - cents;
-                    invoice["amount_due"] = json!(left);
-                    if left == 0 {
+                    add(invoice, "amount_due", -cents);
+                    add(invoice, "amount_remaining", -cents);
+                    add(invoice, "pre_payment_credit_notes_amount", cents);
+                    if invoice["amount_remaining"] == 0 {
                         invoice["status"] = json!("paid");
                     }
+                } else {
+                    add(invoice, "post_payment_credit_notes_amount", cents);
                 }
                 self.insert(
                     "cn",
