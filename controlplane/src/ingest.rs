@@ -175,7 +175,7 @@ impl Ingest {
         // Where the log is the ledger, what was there already has been summed already.
         let is_ledger = matches!(*self.ledger, Ledger::Postgres);
         if stored > 0 || !is_ledger && !rows.is_empty() {
-            rollup::mark(&mut tx, &hours_of(rows)).await?;
+            rollup::mark(&mut tx, stretch.edge, &hours_of(rows)).await?;
             usage::note_keys(&mut tx, rows).await?;
         }
         let taken = usage::advance(&mut tx, stretch, rows.last().map(UsageRow::ended_at)).await?;

@@ -125,6 +125,8 @@ pub(crate) struct Metrics {
     pub(crate) rollup_failures: Counter,
     /// One run of the rollup.
     pub(crate) rollup_duration: Histogram,
+    /// Hours of which the ledger knows less than was summed before, and which are left as they are.
+    pub(crate) rollup_hours_refused: Gauge,
     /// Days whose books could not be compared.
     pub(crate) reconcile_failures: Counter,
     reconcile_events: Gauge,
@@ -179,6 +181,7 @@ impl Metrics {
             journal_gaps: Counter::default(),
             rollup_failures: Counter::default(),
             rollup_duration: Histogram::new(SECONDS),
+            rollup_hours_refused: Gauge::default(),
             reconcile_failures: Counter::default(),
             reconcile_events: Gauge::default(),
             reconcile_tokens: Gauge::default(),
@@ -229,6 +232,8 @@ impl Metrics {
         r.register("rollup_failures", "Failed rollup runs", self.rollup_failures.clone());
         let rollup = self.rollup_duration.clone();
         r.register_with_unit("rollup_duration", "One run of the rollup", Unit::Seconds, rollup);
+        let refused = self.rollup_hours_refused.clone();
+        r.register("rollup_hours_refused", "Hours of which the ledger knows less than was summed before", refused);
         r.register("reconcile_failures", "Times the books could not be compared", self.reconcile_failures.clone());
         let apart = "By how much the books of the last day compared differ";
         r.register("reconcile_difference_events", apart, self.reconcile_events.clone());

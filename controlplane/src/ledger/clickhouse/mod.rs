@@ -176,7 +176,12 @@ fn client(options: &Options) -> Client {
     }
     if options.cluster.is_some() {
         // On a cluster, acknowledged means that most replicas have it, and whoever reads sees all that was acknowledged.
-        client = client.with_setting("insert_quorum", "auto").with_setting("select_sequential_consistency", "1");
+        // Sequential consistency holds only where quorum inserts follow each other.
+        for (setting, value) in
+            [("insert_quorum", "auto"), ("insert_quorum_parallel", "0"), ("select_sequential_consistency", "1")]
+        {
+            client = client.with_setting(setting, value);
+        }
     }
     client
 }
