@@ -323,8 +323,13 @@ async fn a_late_event_of_an_invoiced_day_becomes_an_adjustment(kept: Kept) {
     let of =
         |tenant: &Tenant| format!("organization={}&from={day}&to={}", tenant.organization, day + TimeDelta::days(1));
     let on_the_day = async |tenant: &Tenant| sum_of(&plane.get(&format!("/usage?{}", of(tenant))).await["data"][0]).3;
-    assert_eq!(on_the_day(&tenant).await, sum(&early), "the invoiced day stays as it was");
+    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late), "by the day as by the hour");
     assert_eq!(on_the_day(&other).await, sum(&open));
+    let recorded = format!(
+        "SELECT (sum(cost_usd) * 1000000000000)::bigint FROM usage_records WHERE organization_id = '{}'",
+        tenant.organization
+    );
+    assert_eq!(i128::from(count(&plane, &recorded).await), sum(&early), "the invoiced day stays as it was");
     let adjusted = async || {
         let sql =
             "SELECT coalesce(sum(cost_usd) * 1000000000000, 0)::bigint FROM usage_adjustments WHERE invoice_id IS NULL";
@@ -359,7 +364,7 @@ async fn a_late_event_of_an_invoiced_day_becomes_an_adjustment(kept: Kept) {
     plane.call(reqwest::Method::POST, &format!("/invoices/{}/void", crate::plane::id(&again)), None).await;
     let very_last = [event(&tenant, 91, 1)];
     meter.ship(1, 10, &very_last).await;
-    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late) + sum(&last) + sum(&very_last));
+    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late) + sum(&last) + sum(&later) + sum(&very_last));
     assert_eq!(count(&plane, "SELECT count(*) FROM usage_adjustments").await, 1);
 }
 
