@@ -149,6 +149,8 @@ pub(crate) struct Metrics {
     pub(crate) closing_mismatches: Counter,
     /// 1 while a month waits for usage that may still come.
     pub(crate) closing_waiting: Gauge,
+    /// Months with usage on no invoice that are too old to be closed by themselves.
+    pub(crate) closing_forgotten: Gauge,
     /// Times that an invoice did not match its checksum when it was read.
     pub(crate) invoice_checksum_failures: Counter,
     /// Calls to Stripe that failed.
@@ -195,6 +197,7 @@ impl Metrics {
             closing_failures: Counter::default(),
             closing_mismatches: Counter::default(),
             closing_waiting: Gauge::default(),
+            closing_forgotten: Gauge::default(),
             invoice_checksum_failures: Counter::default(),
             stripe_failures: Counter::default(),
             stripe_conflicts: Counter::default(),
@@ -250,6 +253,8 @@ impl Metrics {
         let mismatches = self.closing_mismatches.clone();
         r.register("closing_mismatches", "Months refused because lines and daily books differ", mismatches);
         r.register("closing_waiting", "Whether a month waits for usage to come", self.closing_waiting.clone());
+        let forgotten = self.closing_forgotten.clone();
+        r.register("closing_forgotten", "Months with usage on no invoice, too old to be closed", forgotten);
         let failures = self.invoice_checksum_failures.clone();
         r.register("invoice_checksum_failures", "Reads of an invoice that does not match its checksum", failures);
         r.register(
