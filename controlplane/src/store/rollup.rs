@@ -96,6 +96,19 @@ pub(crate) async fn is_due_before(connection: &mut PgConnection, end: DateTime<U
         .await?)
 }
 
+/// Whether any hour from `from` until before `to` is to be summed anew.
+pub(crate) async fn is_due_between(
+    connection: &mut PgConnection,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM usage_dirty_hours WHERE hour >= $1 AND hour < $2)")
+        .bind(from)
+        .bind(to)
+        .fetch_one(connection)
+        .await?)
+}
+
 /// The first `most` hours after `after` to be summed anew, and every mark that is known of them.
 pub(crate) async fn dirty_hours(
     connection: &mut PgConnection,

@@ -19,6 +19,7 @@ use ::clickhouse::Client;
 use chrono::{DateTime, NaiveDate, Utc};
 use gather::Gatherer;
 use rows::EventRow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -144,8 +145,8 @@ impl ClickHouse {
         self.reader.sums_by(by, day).await
     }
 
-    pub(super) async fn events(&self, hour: DateTime<Utc>) -> Result<Vec<Event>, LedgerError> {
-        self.reader.events(hour).await
+    pub(super) async fn events(&self, span: &Range<DateTime<Utc>>) -> Result<Vec<Event>, LedgerError> {
+        self.reader.events(span).await
     }
 
     pub(super) async fn latencies(&self, minute: DateTime<Utc>) -> Result<Vec<Latencies>, LedgerError> {
