@@ -61,6 +61,7 @@ struct Page<T> {
 #[derive(Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
+    deadline: Duration,
     base: String,
     token: String,
 }
@@ -69,8 +70,14 @@ impl Client {
     /// `base` is the control plane's address, such as `http://127.0.0.1:8081`.
     pub(crate) fn new(base: &str, token: &str) -> reqwest::Result<Self> {
         // Its address is a given one, so no proxy stands between.
-        let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build()?;
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), token: token.to_owned() })
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        Ok(Self { http, deadline: DEADLINE, base: base.trim_end_matches('/').to_owned(), token: token.to_owned() })
+    }
+
+    /// The same with another bound on the time of each request than 30 s.
+    #[must_use]
+    pub(crate) fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
     }
 
     /// Reads what is at `path`, such as `/organizations?limit=1`.
@@ -144,7 +151,7 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<(String, reqwest::Response), Error> {
         let url = format!("{}/admin/v1{path}", self.base);
-        let mut request = self.http.request(method, &url).bearer_auth(&self.token);
+        let mut request = self.http.request(method, &url).timeout(self.deadline).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }

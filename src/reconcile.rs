@@ -6,6 +6,10 @@ use anyhow::Context as _;
 use serde::Deserialize;
 use serde_json::Value;
 use std::io::Write as _;
+use std::time::Duration;
+
+/// As long as the control plane takes for it.
+const DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Compare the books of a day: edges, nodes, the usage ledger, daily sums, invoices.
 #[derive(Clone, Debug, clap::Args)]
@@ -97,7 +101,7 @@ struct Report {
 
 /// `turnpike reconcile`
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let client = args.operator.client()?;
+    let client = args.operator.client()?.within(DEADLINE);
     let day = format!("/reconcile?day={}", args.day);
     let answer: Value = block_on(async { client.get(&day).await.context("is the control plane running?") })?;
     let report = Report::deserialize(&answer).context("the control plane is of another version than this command")?;

@@ -15,12 +15,15 @@ use uuid::Uuid;
 /// Months that are looked back at: a deployment that was away makes up for them, one that is updated is not billed for
 /// years.
 const LOOK_BACK: i32 = 3;
+/// Months before those, of which it is said if they are not closed.
+const WATCHED: i32 = 12;
 
 /// What was said already, so that it is said once and not at every run.
 #[derive(Debug, Default)]
 struct Said {
     waiting: Option<Month>,
     refused: BTreeSet<(Uuid, u32)>,
+    forgotten: BTreeSet<Month>,
     away: bool,
 }
 
@@ -50,6 +53,7 @@ async fn reconcile(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Re
     // Only to spare the database: two closers make one invoice all the same.
     let Some(leading) = leader::try_lead(&context.store, leader::CLOSING).await? else { return Ok(()) };
     context.rollup.settle().await;
+    tell_forgotten(context, now, said).await?;
     let wait = TimeDelta::from_std(context.invoicing.close_after).unwrap_or(TimeDelta::MAX);
     let by = By { actor: "invoicing".to_owned(), role: "system" };
     for month in (1..=LOOK_BACK).rev().map(|back| Month::of(now).plus(-back)) {
@@ -90,6 +94,23 @@ async fn reconcile(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Re
     said.waiting = None;
     context.metrics.closing_waiting.set(0);
     leading.end().await
+}
+
+/// Says which months are not looked at any more though they have usage that is on no invoice.
+async fn tell_forgotten(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Result<(), StoreError> {
+    let oldest = Month::of(now).plus(-LOOK_BACK);
+    let forgotten = charges::unbilled(&mut *context.store.read().await?, oldest.plus(-WATCHED), oldest).await?;
+    context.metrics.closing_forgotten.set(i64::try_from(forgotten.len()).unwrap_or(i64::MAX));
+    for (month, organizations) in forgotten {
+        if said.forgotten.insert(month) {
+            error!(
+                %month, organizations,
+                "a month has usage on no invoice and is too old to be closed by itself: `turnpike invoices close {month}` \
+                 closes it"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn store_error(error: CloseError) -> StoreError {

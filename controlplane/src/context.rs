@@ -13,6 +13,7 @@ use crate::store::Store;
 use crate::stripe::Stripe;
 use crate::watermarks::Watermarks;
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// Handles to the database, the feed and the connected peers.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(crate) struct Context {
     pub(crate) invoicing: Invoicing,
     /// Who collects the money, if somebody does.
     pub(crate) stripe: Option<Arc<Stripe>>,
+    /// Held while a day's books are compared, one day at a time.
+    pub(crate) comparing: Mutex<()>,
     /// Counters and gauges.
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -59,7 +59,8 @@ impl Ingest {
     /// dropped, and the batch may be acknowledged. A second delivery changes nothing.
     ///
     /// # Errors
-    /// A database does not answer: try again. What of the batch was stored by then counts once all the same.
+    /// A database does not answer, or refuses for another reason than what the events say: try again. What of the batch was
+    /// stored by then counts once all the same.
     pub(crate) async fn take(&self, edge: &str, batch: UsageBatch, now: DateTime<Utc>) -> Result<(), IngestError> {
         let started = Instant::now();
         let count = i64::try_from(batch.events.len()).unwrap_or_default();
@@ -97,7 +98,7 @@ impl Ingest {
         crash_point("control.after_insert");
         let logged: Vec<&UsageRow> = rows.rows.iter().filter(|row| self.is_logged(row, now)).collect();
         match self.book(stretch, &rows.rows, &logged).await {
-            Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason).into()),
+            Err(error) if !error.is_about_values() => return Err(error.into()),
             Err(error) => {
                 warn!(edge, %error, "a batch does not fit the schema; storing its events one by one");
                 self.book_each(stretch, &rows.rows).await?;
@@ -174,7 +175,7 @@ impl Ingest {
         // Where the log is the ledger, what was there already has been summed already.
         let is_ledger = matches!(*self.ledger, Ledger::Postgres);
         if stored > 0 || !is_ledger && !rows.is_empty() {
-            rollup::mark(&mut tx, &hours_of(rows)).await?;
+            rollup::mark(&mut tx, stretch.edge, &hours_of(rows)).await?;
             usage::note_keys(&mut tx, rows).await?;
         }
         let taken = usage::advance(&mut tx, stretch, rows.last().map(UsageRow::ended_at)).await?;
@@ -204,7 +205,7 @@ impl Ingest {
             let nothing = Stretch { end: 0, first: 0, ..stretch };
             match self.book(nothing, std::slice::from_ref(row), &[row]).await {
                 Ok(()) => continue,
-                Err(StoreError::Unavailable(reason)) => return Err(StoreError::Unavailable(reason)),
+                Err(error) if !error.is_about_values() => return Err(error),
                 Err(error) => {
                     warn!(edge = stretch.edge, event = %row.event.id, %error, "usage event refused by the schema");
                 }

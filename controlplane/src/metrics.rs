@@ -125,6 +125,8 @@ pub(crate) struct Metrics {
     pub(crate) rollup_failures: Counter,
     /// One run of the rollup.
     pub(crate) rollup_duration: Histogram,
+    /// Hours of which the ledger knows less than was summed before, and which are left as they are.
+    pub(crate) rollup_hours_refused: Gauge,
     /// Days whose books could not be compared.
     pub(crate) reconcile_failures: Counter,
     reconcile_events: Gauge,
@@ -147,6 +149,8 @@ pub(crate) struct Metrics {
     pub(crate) closing_mismatches: Counter,
     /// 1 while a month waits for usage that may still come.
     pub(crate) closing_waiting: Gauge,
+    /// Months with usage on no invoice that are too old to be closed by themselves.
+    pub(crate) closing_forgotten: Gauge,
     /// Times that an invoice did not match its checksum when it was read.
     pub(crate) invoice_checksum_failures: Counter,
     /// Calls to Stripe that failed.
@@ -179,6 +183,7 @@ impl Metrics {
             journal_gaps: Counter::default(),
             rollup_failures: Counter::default(),
             rollup_duration: Histogram::new(SECONDS),
+            rollup_hours_refused: Gauge::default(),
             reconcile_failures: Counter::default(),
             reconcile_events: Gauge::default(),
             reconcile_tokens: Gauge::default(),
@@ -192,6 +197,7 @@ impl Metrics {
             closing_failures: Counter::default(),
             closing_mismatches: Counter::default(),
             closing_waiting: Gauge::default(),
+            closing_forgotten: Gauge::default(),
             invoice_checksum_failures: Counter::default(),
             stripe_failures: Counter::default(),
             stripe_conflicts: Counter::default(),
@@ -229,6 +235,8 @@ impl Metrics {
         r.register("rollup_failures", "Failed rollup runs", self.rollup_failures.clone());
         let rollup = self.rollup_duration.clone();
         r.register_with_unit("rollup_duration", "One run of the rollup", Unit::Seconds, rollup);
+        let refused = self.rollup_hours_refused.clone();
+        r.register("rollup_hours_refused", "Hours of which the ledger knows less than was summed before", refused);
         r.register("reconcile_failures", "Times the books could not be compared", self.reconcile_failures.clone());
         let apart = "By how much the books of the last day compared differ";
         r.register("reconcile_difference_events", apart, self.reconcile_events.clone());
@@ -245,6 +253,8 @@ impl Metrics {
         let mismatches = self.closing_mismatches.clone();
         r.register("closing_mismatches", "Months refused because lines and daily books differ", mismatches);
         r.register("closing_waiting", "Whether a month waits for usage to come", self.closing_waiting.clone());
+        let forgotten = self.closing_forgotten.clone();
+        r.register("closing_forgotten", "Months with usage on no invoice, too old to be closed", forgotten);
         let failures = self.invoice_checksum_failures.clone();
         r.register("invoice_checksum_failures", "Reads of an invoice that does not match its checksum", failures);
         r.register(

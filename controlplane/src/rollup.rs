@@ -2,7 +2,8 @@
 //!
 //! Ingest marks the hours that events came for. A run sums those hours anew, absolutely, brings the days in line, and
 //! removes the marks it has seen, all in one transaction under a lock: what it wrote is right or is not there, a second
-//! run changes nothing, and of two control planes the slower one cannot overwrite what the faster one knows.
+//! run changes nothing, and of two control planes the slower one cannot overwrite what the faster one knows. Requests that
+//! were counted stay counted: a ledger that knows fewer of them has lost something, or is not yet what it will be.
 
 use crate::ledger::{Ledger, LedgerError, Retention};
 use crate::metrics::Metrics;
@@ -12,12 +13,12 @@ use crate::store::{PgConnection, Store, StoreError, Tx};
 use chrono::{DateTime, NaiveDate, Utc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use turnpike_config::crash_point;
 use uuid::Uuid;
 
@@ -46,6 +47,14 @@ pub(crate) enum RollupError {
     Store(#[from] StoreError),
 }
 
+/// What one transaction came to.
+enum Summed {
+    /// There is nothing more to do.
+    All,
+    /// There may be, after this hour.
+    UpTo(DateTime<Utc>),
+}
+
 /// Who may wait for the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patience {
@@ -65,6 +74,8 @@ pub(crate) struct Rollup {
     spending: Arc<Spending>,
     /// See [`HOURS_AT_ONCE`].
     hours_at_once: AtomicI64,
+    /// It was said that hours are left as they are.
+    refusing: AtomicBool,
     /// Hours were marked in this process.
     nudge: Notify,
     /// One run at a time in this process, so that waiting for one takes no connection.
@@ -86,6 +97,7 @@ impl Rollup {
             metrics,
             spending,
             hours_at_once: AtomicI64::new(HOURS_AT_ONCE),
+            refusing: AtomicBool::new(false),
             nudge: Notify::new(),
             turn: Mutex::new(()),
         }
@@ -145,50 +157,86 @@ impl Rollup {
 
     async fn catch_up(&self, patience: Patience) -> Result<(), RollupError> {
         let _turn = self.turn.lock().await;
-        if !rollup::is_due(&mut *self.store.read().await?).await? {
-            return Ok(());
-        }
-        loop {
-            let most = self.hours_at_once.load(Ordering::Relaxed);
-            let summed = self.sum_some(patience, most).await;
-            let next = if summed.is_ok() { most * 2 } else { most / 2 };
-            self.hours_at_once.store(next.clamp(1, HOURS_AT_ONCE), Ordering::Relaxed);
-            if !summed? {
-                return Ok(());
+        let mut refused = Vec::new();
+        if rollup::is_due(&mut *self.store.read().await?).await? {
+            let mut after = None;
+            loop {
+                let most = self.hours_at_once.load(Ordering::Relaxed);
+                let summed = self.sum_some(patience, after, most, &mut refused).await;
+                let next = if summed.is_ok() { most * 2 } else { most / 2 };
+                self.hours_at_once.store(next.clamp(1, HOURS_AT_ONCE), Ordering::Relaxed);
+                match summed? {
+                    Some(Summed::UpTo(hour)) => after = Some(hour),
+                    Some(Summed::All) => break,
+                    // Another control plane says what it refuses.
+                    None => return Ok(()),
+                }
             }
+        }
+        self.say_refused(&refused);
+        Ok(())
+    }
+
+    /// Once, and not at every run.
+    fn say_refused(&self, hours: &[DateTime<Utc>]) {
+        self.metrics.rollup_hours_refused.set(i64::try_from(hours.len()).unwrap_or(i64::MAX));
+        let was_refusing = self.refusing.swap(!hours.is_empty(), Ordering::Relaxed);
+        match hours.first() {
+            Some(first) if !was_refusing => error!(
+                hours = hours.len(), %first,
+                "the ledger has fewer requests than were summed before; these hours stay as they were summed, and what came \
+                 since waits. A replica that lags catches up by itself. A ledger that was emptied is to be restored, and \
+                 the request log (inference_requests) is to be copied into a ClickHouse that was set only now \
+                 (request_analytics). To believe the ledger all the same, delete the hours from usage_hours"
+            ),
+            None if was_refusing => info!("the ledger has all hours again"),
+            _ => {}
         }
     }
 
-    /// One transaction, of at most so many hours; says whether there may be more to do.
-    async fn sum_some(&self, patience: Patience, most: i64) -> Result<bool, RollupError> {
+    /// One transaction, of at most so many hours after `after`; `None` if somebody else is at it. Adds to `refused` the
+    /// hours that are left as they are, with their marks.
+    async fn sum_some(
+        &self,
+        patience: Patience,
+        after: Option<DateTime<Utc>>,
+        most: i64,
+        refused: &mut Vec<DateTime<Utc>>,
+    ) -> Result<Option<Summed>, RollupError> {
         let began = Instant::now();
         let mut tx = self.store.begin().await?;
         match patience {
             Patience::Wait => rollup::lock(&mut tx).await?,
             Patience::None if rollup::try_lock(&mut tx).await? => {}
-            Patience::None => return Ok(false),
+            Patience::None => return Ok(None),
         }
         // The marks are read first: an event whose mark is among them is in the ledger.
-        let dirty = rollup::dirty_hours(&mut tx, most).await?;
-        if dirty.is_empty() {
-            return Ok(false);
-        }
-        let (mut hours, marks): (Vec<DateTime<Utc>>, Vec<Vec<i64>>) = dirty.into_iter().unzip();
-        let is_all = i64::try_from(hours.len()).is_ok_and(|count| count < most);
+        let mut dirty = rollup::dirty_hours(&mut tx, after, most).await?;
+        let Some((last, _)) = dirty.last() else { return Ok(Some(Summed::All)) };
+        let is_all = i64::try_from(dirty.len()).is_ok_and(|count| count < most);
+        let summed = if is_all { Summed::All } else { Summed::UpTo(*last) };
+        let mut hours: Vec<DateTime<Utc>> = dirty.iter().map(|(hour, _)| *hour).collect();
         let kept_from = self.retention.holds_from(Utc::now());
         if hours.first().is_some_and(|first| *first < kept_from) {
             warn!(%kept_from, "hours from before the ledger begins are left as they were summed");
             hours.retain(|hour| *hour >= kept_from);
         }
         let sums = self.ledger.hour_sums(&mut tx, &hours).await?;
-        let sums = billable(&mut tx, sums).await?;
-        let changed = write(&mut tx, &hours, &sums).await?;
-        rollup::unmark(&mut tx, &marks.concat()).await?;
+        let mut sums = billable(&mut tx, sums).await?;
+        let mut before = rollup::hours(&mut tx, &hours).await?;
+        let fewer = fewer(&before, &sums);
+        before.retain(|sum| !fewer.contains(&sum.hour));
+        sums.retain(|sum| !fewer.contains(&sum.hour));
+        dirty.retain(|(hour, _)| !fewer.contains(hour));
+        refused.extend(fewer);
+        let changed = write(&mut tx, &before, &sums).await?;
+        let marks: Vec<i64> = dirty.into_iter().flat_map(|(_, marks)| marks).collect();
+        rollup::unmark(&mut tx, &marks).await?;
         crash_point("control.rollup");
         tx.commit().await.map_err(StoreError::from)?;
         self.spending.tell(changed);
         self.metrics.rollup_duration.observe(began.elapsed().as_secs_f64());
-        Ok(!is_all)
+        Ok(Some(summed))
     }
 }
 
@@ -208,9 +256,15 @@ async fn billable(connection: &mut PgConnection, mut sums: Vec<HourSum>) -> Resu
     Ok(sums)
 }
 
-/// Sets the sums of these hours, and carries them over to the days. Gives the organizations for which something changed.
-async fn write(tx: &mut Tx, hours: &[DateTime<Utc>], sums: &[HourSum]) -> Result<BTreeSet<Uuid>, StoreError> {
-    let before = rollup::hours(tx, hours).await?;
+/// The hours of which there are fewer requests than before.
+fn fewer(before: &[HourSum], sums: &[HourSum]) -> BTreeSet<DateTime<Utc>> {
+    let requests: BTreeMap<HourKey, i64> = sums.iter().map(|sum| (sum.key(), sum.requests)).collect();
+    let is_fewer = |sum: &&HourSum| requests.get(&sum.key()).copied().unwrap_or(0) < sum.requests;
+    before.iter().filter(is_fewer).map(|sum| sum.hour).collect()
+}
+
+/// Sets the sums of hours, and carries them over to the days. Gives the organizations for which something changed.
+async fn write(tx: &mut Tx, before: &[HourSum], sums: &[HourSum]) -> Result<BTreeSet<Uuid>, StoreError> {
     let old: BTreeMap<HourKey, &HourSum> = before.iter().map(|sum| (sum.key(), sum)).collect();
     let new: BTreeMap<HourKey, &HourSum> = sums.iter().map(|sum| (sum.key(), sum)).collect();
     let put: Vec<&HourSum> = new.iter().filter(|(key, sum)| old.get(*key) != Some(*sum)).map(|(_, sum)| *sum).collect();

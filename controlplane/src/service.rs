@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -146,6 +147,7 @@ impl ControlPlane {
             nodes,
             invoicing: settings.invoicing.clone(),
             stripe,
+            comparing: Mutex::default(),
             metrics,
         });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");

@@ -1,6 +1,7 @@
 //! Nodes and edges, as the operator sees and switches them.
 
 use super::{ActionError, Operator, audit};
+use crate::admission::Role;
 use crate::context::Context;
 use crate::roster::LiveReport;
 use crate::store::config_log;
@@ -65,6 +66,24 @@ pub(crate) async fn list(context: &Context, after: Option<&str>, limit: i64) -> 
 /// A page of edges.
 pub(crate) async fn list_edges(context: &Context, after: Option<&str>, limit: i64) -> Result<Vec<Edge>, ActionError> {
     Ok(edges::list(&mut *context.store.read().await?, after, limit).await?)
+}
+
+/// Removes an edge that is retired, so that nothing waits for usage of it any more. Usage that it has not shipped is lost
+/// to its month; should the edge come back, it is known anew. Owners only.
+pub(crate) async fn delete_edge(context: &Context, operator: Operator, name: &str) -> Result<(), ActionError> {
+    if operator.role < Role::Owner {
+        return Err(ActionError::Forbidden(Role::Owner));
+    }
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let edge = edges::get(edit.connection(), name).await?.ok_or_else(|| ActionError::not_found("edge", name))?;
+    // That of this process is newer than what is noted.
+    if context.edges.get(name).is_some() || !edges::delete(edit.connection(), name).await? {
+        return Err(ActionError::Conflict(format!("edge {name} is connected: stop it before it is removed")));
+    }
+    let details = json!({"complete_to": edge.complete_to, "began_to": edge.began_to});
+    audit(&mut edit, operator, "edge.delete", ("edge", name), details).await?;
+    edit.commit().await?;
+    Ok(())
 }
 
 /// Where the log of config changes stands.

@@ -8,6 +8,7 @@ use crate::action::nodes::{self as action, ConfigHead, NodeView};
 use crate::store::edges::Edge;
 use axum::extract::State;
 use axum::{Extension, Json};
+use http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -18,6 +19,7 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(enable))
         .routes(routes!(disable))
         .routes(routes!(list_edges))
+        .routes(routes!(delete_edge))
         .routes(routes!(get_config))
 }
 
@@ -69,6 +71,19 @@ async fn list_edges(
     let window = Window::<String>::new(query.limit, query.cursor.as_deref())?;
     let found = action::list_edges(&state.context, window.after.as_deref(), window.fetch()).await?;
     Ok(Json(window.page(found, |edge| edge.name.clone())))
+}
+
+/// Remove an edge that is retired and not connected, so that closing months, comparing days and budgets do not wait for
+/// its usage. What it has not shipped is not billed. Owners only.
+#[utoipa::path(delete, path = "/admin/v1/edges/{name}", tag = "fleet", params(("name" = String, Path)),
+    responses((status = 204), (status = "4XX", body = Problem)))]
+async fn delete_edge(
+    State(state): State<ApiState>,
+    Extension(operator): Extension<Operator>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    action::delete_edge(&state.context, operator, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Get the newest config version, to compare with what edges hold.

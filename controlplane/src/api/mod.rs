@@ -39,6 +39,8 @@ use utoipa_axum::router::OpenApiRouter;
 const MAX_BODY: usize = 1 << 20;
 /// Longest admin request.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Longest comparison of a day's books, which reads a day of the ledger event by event.
+const RECONCILE_DEADLINE: Duration = Duration::from_secs(1800);
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -117,10 +119,15 @@ async fn authorize(State(state): State<ApiState>, mut request: Request, next: Ne
     next.run(request).await
 }
 
+fn deadline(path: &str) -> Duration {
+    if path == reconcile::PATH { RECONCILE_DEADLINE } else { DEADLINE }
+}
+
 /// Bounds the time of a request, words the refusals that axum makes by itself, and counts.
 async fn observe(State(state): State<ApiState>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = match tokio::time::timeout(DEADLINE, next.run(request)).await {
+    let deadline = deadline(&path);
+    let response = match tokio::time::timeout(deadline, next.run(request)).await {
         Ok(response) if response.status() == StatusCode::METHOD_NOT_ALLOWED => {
             let allow = response.headers().get(header::ALLOW).cloned();
             let mut worded = Problem::method(&method, &path).into_response();
@@ -131,11 +138,26 @@ async fn observe(State(state): State<ApiState>, request: Request, next: Next) ->
         }
         Ok(response) => response,
         Err(_) => {
-            Problem::unavailable("the request took longer than 30 s; it may have been carried out").into_response()
+            let detail = format!("the request took longer than {} s; it may have been carried out", deadline.as_secs());
+            Problem::unavailable(detail).into_response()
         }
     };
     if path.starts_with("/admin/") {
         state.context.metrics.count_admin_request(response.status().as_u16());
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparing_a_day_may_take_longer_than_anything_else() {
+        let (_, document) = reconcile::routes().split_for_parts();
+        let paths: Vec<&String> = document.paths.paths.keys().collect();
+        assert_eq!(paths, [reconcile::PATH]);
+        assert_eq!(deadline(paths[0]), RECONCILE_DEADLINE);
+        assert_eq!(deadline("/admin/v1/usage"), DEADLINE);
+    }
 }

@@ -13,6 +13,9 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+/// Where it is.
+pub(super) const PATH: &str = "/admin/v1/reconcile";
+
 pub(super) fn routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new().routes(routes!(compare))
 }
@@ -26,7 +29,8 @@ struct Params {
     day: NaiveDate,
 }
 
-/// Compare the books of a day: edges, nodes, the usage ledger, daily sums, invoices.
+/// Compare the books of a day: edges, nodes, the usage ledger, daily sums, invoices. That takes minutes for a busy day; one
+/// is compared at a time.
 #[utoipa::path(get, path = "/admin/v1/reconcile", tag = "usage", params(Params),
     responses((status = 200, body = Report), (status = "4XX", body = Problem)))]
 async fn compare(State(state): State<ApiState>, Query(params): Query<Params>) -> Result<Json<Report>, Problem> {

@@ -17,6 +17,7 @@ use crate::store::rollup::{self, HourSum};
 use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
 use crate::store::{PgConnection, StoreError, usage};
 use chrono::{DateTime, NaiveDate, Utc};
+use std::ops::Range;
 
 /// Why the ledger could not be written to or read.
 #[derive(Debug, thiserror::Error)]
@@ -93,15 +94,15 @@ impl Ledger {
         }
     }
 
-    /// All events from an hour, as far as nodes know of them.
+    /// All events from a span of time, in whole seconds, as far as nodes know of them.
     pub(crate) async fn events(
         &self,
         connection: &mut PgConnection,
-        hour: DateTime<Utc>,
+        span: &Range<DateTime<Utc>>,
     ) -> Result<Vec<Event>, LedgerError> {
         match self {
-            Self::Postgres => Ok(reconcile::events(connection, hour).await?),
-            Self::ClickHouse(clickhouse) => clickhouse.events(hour).await,
+            Self::Postgres => Ok(reconcile::events(connection, span).await?),
+            Self::ClickHouse(clickhouse) => clickhouse.events(span).await,
         }
     }
 

@@ -212,7 +212,7 @@ fn fault(batch: &UsageBatch) -> Option<&'static str> {
     }
 }
 
-/// Stores what the edge counted itself, which is only to compare. Tries until the database answers, as below.
+/// Stores what the edge counted itself, which is only to compare. Tries until the database takes it, as below.
 async fn store_counts(name: &str, batch: &UsageBatch, context: &Context) {
     let (mut pause, longest) = INGEST_RETRY;
     let put = async || {
@@ -221,9 +221,9 @@ async fn store_counts(name: &str, batch: &UsageBatch, context: &Context) {
     };
     while let Err::<(), StoreError>(error) = put().await {
         context.metrics.ingest_failures.inc();
-        let StoreError::Unavailable(_) = error else {
+        if error.is_about_values() {
             return warn!(edge = name, %error, "an edge's own counts do not fit the schema; left out");
-        };
+        }
         warn!(edge = name, %error, "an edge's own counts could not be stored yet; trying again");
         sleep(pause).await;
         pause = (pause * 2).min(longest);

@@ -1,11 +1,11 @@
-//! The books of yesterday, compared once they are complete.
+//! The books of yesterday, and of days that were missed, compared once they are complete.
 
 use super::{HOURS, compare, day_before, is_complete, midnight};
 use crate::context::Context;
 use crate::ledger::LedgerError;
 use crate::store::leader;
 use crate::store::reconcile::{self as store, Compared};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,9 @@ const EVERY: Duration = Duration::from_secs(300);
 /// Books that are not complete this long after their day are compared as they are: an edge that is gone for good must not
 /// keep differences from being seen.
 const PATIENCE_HOURS: i64 = 12;
+
+/// Days before yesterday that are made up for: a control plane that was away, books that were not complete for long.
+const LOOK_BACK: u64 = 31;
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
@@ -31,26 +34,30 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     }
 }
 
-/// One look at the moment `now`: compares yesterday's books if they are complete and that has not been done, and shows
-/// what the last comparison came to, whoever made it.
+/// One look at the moment `now`: compares the books of the last days that are complete and that has not been done for, and
+/// shows what the comparison of the latest day came to, whoever made it.
 async fn look(context: &Context, now: DateTime<Utc>) -> Result<(), LedgerError> {
     let database = &context.store;
     if let Some(leading) = leader::try_lead(database, leader::RECONCILE).await? {
-        let day = day_before(now);
-        let before = store::noted(&mut *database.read().await?, Some(day)).await?;
-        if before.is_none_or(|compared| !compared.complete) {
-            compare_day(context, now, before.is_some()).await?;
+        let yesterday = day_before(now);
+        let oldest = yesterday.checked_sub_days(Days::new(LOOK_BACK)).unwrap_or(yesterday);
+        for (day, was_compared) in store::to_compare(&mut *database.read().await?, oldest, yesterday).await? {
+            compare_day(context, day, now, was_compared).await?;
         }
         leading.end().await?;
     }
-    if let Some(last) = store::noted(&mut *database.read().await?, None).await? {
+    if let Some(last) = store::last_noted(&mut *database.read().await?).await? {
         context.metrics.show_reconciliation(&last);
     }
     Ok(())
 }
 
-async fn compare_day(context: &Context, now: DateTime<Utc>, was_compared: bool) -> Result<(), LedgerError> {
-    let day = day_before(now);
+async fn compare_day(
+    context: &Context,
+    day: NaiveDate,
+    now: DateTime<Utc>,
+    was_compared: bool,
+) -> Result<(), LedgerError> {
     let since = now - midnight(day) - TimeDelta::hours(HOURS);
     let is_complete = is_complete(&mut *context.store.read().await?, day, now).await?;
     let is_late = since >= TimeDelta::hours(PATIENCE_HOURS);

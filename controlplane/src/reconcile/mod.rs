@@ -10,7 +10,7 @@ pub(crate) use nodes::Nodes;
 use crate::context::Context;
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::reconcile::{self as store, Apart, By, Sums};
-use crate::store::{PgConnection, StoreError};
+use crate::store::{PgConnection, StoreError, rollup};
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,8 @@ use utoipa::ToSchema;
 const SHOWN: usize = 10;
 /// Hours of a UTC day.
 const HOURS: i64 = 24;
+/// Events are compared one by one for so many minutes at once, so that a busy day fits into memory.
+const SLICE_MINUTES: i64 = 5;
 
 /// One thing of which a book says something else than the usage ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -90,11 +92,14 @@ pub(crate) struct Report {
 /// # Errors
 /// The ledger or the database refuses or does not answer.
 pub(crate) async fn compare(context: &Context, day: NaiveDate) -> Result<Report, LedgerError> {
+    // Each takes memory, and reads a whole day of the ledger.
+    let _turn = context.comparing.lock().await;
     let ledger = &*context.ledger;
     // The daily sums follow the ledger within moments.
     context.rollup.settle().await;
     let mut tx = context.store.begin_snapshot().await?;
     let connection = &mut *tx;
+    store::take_time(connection).await?;
     let complete = is_complete(connection, day, Utc::now()).await?;
     let by_edge = ledger.sums_by(connection, By::Edge, day).await?;
     let sums = by_edge.iter().fold(Sums::default(), |all, (_, sums)| all.plus(*sums));
@@ -109,10 +114,12 @@ pub(crate) async fn compare(context: &Context, day: NaiveDate) -> Result<Report,
     Ok(report)
 }
 
-/// Whether every edge has shipped all usage of a day, which is over at the moment `now`.
+/// Whether every edge has shipped all usage of a day, which is over at the moment `now`, and all of it is added up.
 async fn is_complete(connection: &mut PgConnection, day: NaiveDate, now: DateTime<Utc>) -> Result<bool, StoreError> {
     let end = midnight(day) + TimeDelta::hours(HOURS);
-    Ok(end <= now && store::edges_behind(connection, end).await? == 0)
+    Ok(end <= now
+        && store::edges_behind(connection, end).await? == 0
+        && !rollup::is_due_between(connection, midnight(day), end).await?)
 }
 
 /// When a UTC day begins.
@@ -120,12 +127,15 @@ const fn midnight(day: NaiveDate) -> DateTime<Utc> {
     day.and_time(NaiveTime::MIN).and_utc()
 }
 
-/// By the hour, so that a busy day fits into memory.
+/// Slice by slice: an event and its entries have the same time.
 async fn compare_nodes(ledger: &Ledger, connection: &mut PgConnection, day: NaiveDate) -> Result<Nodes, LedgerError> {
     let mut nodes = Nodes::default();
-    for hour in (0..HOURS).map(|hour| midnight(day) + TimeDelta::hours(hour)) {
-        let events = ledger.events(connection, hour).await?;
-        let entries = store::entries(connection, hour).await?;
+    let slice = TimeDelta::minutes(SLICE_MINUTES);
+    for number in 0..HOURS * 60 / SLICE_MINUTES {
+        let from = midnight(day) + TimeDelta::minutes(number * SLICE_MINUTES);
+        let span = from..from + slice;
+        let events = ledger.events(connection, &span).await?;
+        let entries = store::entries(connection, &span).await?;
         nodes.compare(&events, &entries);
     }
     Ok(nodes)

@@ -4,7 +4,7 @@ use super::amounts::usd;
 use super::partitions::Month;
 use super::{PgConnection, StoreError, rollup};
 use crate::invoicing::{Charge, LineKind, UnitPrices};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use rust_decimal::Decimal;
 use turnpike_config::Usd;
 use uuid::Uuid;
@@ -177,6 +177,27 @@ pub(crate) async fn due(connection: &mut PgConnection, month: Month, all: bool) 
     .bind(all)
     .fetch_all(connection)
     .await?)
+}
+
+/// Months from `from` until before `to` with usage that costs something, and how many organizations have no invoice of
+/// it, not even a void one; ascending, without those of which there are none.
+pub(crate) async fn unbilled(
+    connection: &mut PgConnection,
+    from: Month,
+    to: Month,
+) -> Result<Vec<(Month, i64)>, StoreError> {
+    let found: Vec<(NaiveDate, i64)> = sqlx::query_as(
+        "SELECT date_trunc('month', u.date)::date AS month, count(DISTINCT u.organization_id) FROM usage_records u
+         WHERE u.date >= $1 AND u.date < $2 AND u.cost_usd <> 0 AND NOT EXISTS (
+             SELECT 1 FROM invoices i WHERE i.organization_id = u.organization_id
+                 AND i.period_start = date_trunc('month', u.date)::date)
+         GROUP BY 1 ORDER BY 1",
+    )
+    .bind(from.first_day())
+    .bind(to.first_day())
+    .fetch_all(connection)
+    .await?;
+    Ok(found.into_iter().map(|(day, count)| (Month::of_day(day), count)).collect())
 }
 
 /// Edges that may still have usage of requests that began before `end`, by their clock and so by the times in event ids;

@@ -1,9 +1,9 @@
 //! The connection pool: made once, patient at start, impatient afterwards.
 
 use super::{StoreError, Tx};
-use sqlx::PgPool;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, PgPool};
 use std::str::FromStr as _;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -21,6 +21,12 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const STATEMENT_TIMEOUT_MS: &str = "30000";
 /// Longest wait for a lock, milliseconds.
 const LOCK_TIMEOUT_MS: &str = "10000";
+/// For what may take as long as it takes: migrations of large tables, and waiting for another control plane's.
+const NO_TIMEOUT: &str = "0";
+/// A client that lost its power is noticed after a minute, and its locks are given back: seconds until it is first asked,
+/// between questions, and how many it may leave without an answer.
+const KEEPALIVE: [(&str, &str); 3] =
+    [("tcp_keepalives_idle", "30"), ("tcp_keepalives_interval", "10"), ("tcp_keepalives_count", "3")];
 /// Key of the advisory lock under which ClickHouse is migrated («ch_schem» in ASCII).
 const MIGRATION_LOCK: i64 = 0x6368_5f73_6368_656d;
 /// The channel on which a committed config change is announced.
@@ -62,11 +68,11 @@ impl Store {
         let options = PgConnectOptions::from_str(url)
             .map_err(|e| ConnectError::Url(e.to_string()))?
             .application_name("turnpike-controlplane")
-            .options([
-                ("statement_timeout", STATEMENT_TIMEOUT_MS),
-                ("lock_timeout", LOCK_TIMEOUT_MS),
-                ("timezone", "UTC"),
-            ]);
+            .options([("timezone", "UTC")])
+            .options(KEEPALIVE);
+        let timeouts = |statement, lock| [("statement_timeout", statement), ("lock_timeout", lock)];
+        let migrating = options.clone().options(timeouts(NO_TIMEOUT, NO_TIMEOUT));
+        let options = options.options(timeouts(STATEMENT_TIMEOUT_MS, LOCK_TIMEOUT_MS));
         let host = options.get_socket().map_or(options.get_host().to_owned(), |socket| socket.display().to_string());
         let database = options.get_database().unwrap_or(options.get_username());
         let target = format!("{host}:{}/{database}", options.get_port());
@@ -76,7 +82,7 @@ impl Store {
             .connect_lazy_with(options);
         let store = Self { pool };
         store.wait_until_reachable(&target).await?;
-        MIGRATIONS.run(&store.pool).await.map_err(|e| ConnectError::Migrate { target, reason: e.to_string() })?;
+        migrate(&migrating).await.map_err(|e| ConnectError::Migrate { target, reason: e.to_string() })?;
         Ok(store)
     }
 
@@ -139,6 +145,15 @@ impl Store {
     }
 }
 
+/// Brings the schema up to date over a connection of its own, which is never cut short.
+async fn migrate(options: &PgConnectOptions) -> Result<(), MigrateError> {
+    let mut connection = options.connect().await?;
+    MIGRATIONS.run(&mut connection).await?;
+    // What is done is done, whether or not the server hears the farewell.
+    let _ = connection.close().await;
+    Ok(())
+}
+
 /// Announcements of config changes.
 pub(crate) struct Announcements(PgListener);
 
@@ -147,5 +162,27 @@ impl Announcements {
     pub(crate) async fn next(&mut self) -> Result<(), StoreError> {
         self.0.recv().await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use turnpike_parts::postgres::Postgres;
+
+    #[tokio::test]
+    async fn statements_are_bounded_and_a_peer_that_is_gone_is_noticed() {
+        let url = tokio::task::spawn_blocking(|| Postgres::shared_temporary().unwrap().fresh_database().unwrap());
+        let store = Store::open(&url.await.unwrap(), 1).await.unwrap();
+        let expected = [("statement_timeout", STATEMENT_TIMEOUT_MS), ("lock_timeout", LOCK_TIMEOUT_MS)];
+        for (setting, value) in expected.into_iter().chain(KEEPALIVE) {
+            // As the session began: over a Unix socket, the keepalives in effect are shown as 0.
+            let found: String = sqlx::query_scalar("SELECT reset_val FROM pg_settings WHERE name = $1")
+                .bind(setting)
+                .fetch_one(&mut *store.read().await.unwrap())
+                .await
+                .unwrap();
+            assert_eq!(found, value, "{setting}");
+        }
     }
 }

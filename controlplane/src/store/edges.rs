@@ -93,6 +93,17 @@ pub(crate) async fn list(
         .await?)
 }
 
+/// Removes an edge without a link; says whether it did.
+pub(crate) async fn delete(connection: &mut PgConnection, name: &str) -> Result<bool, StoreError> {
+    let removed = sqlx::query("DELETE FROM edges WHERE name = $1 AND NOT connected").bind(name).execute(connection);
+    Ok(removed.await?.rows_affected() > 0)
+}
+
+/// An edge, if it is known.
+pub(crate) async fn get(connection: &mut PgConnection, name: &str) -> Result<Option<Edge>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM edges WHERE name = $1").bind(name).fetch_optional(connection).await?)
+}
+
 /// An edge with a link.
 #[derive(Clone, Debug)]
 pub(crate) struct Live {

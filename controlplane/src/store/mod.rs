@@ -67,6 +67,9 @@ pub(crate) enum StoreError {
     Query(sqlx::Error),
 }
 
+/// Stands for the name of a constraint that has none.
+const UNNAMED: &str = "unnamed";
+
 /// Kinds of constraint that an operator's input can run into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConstraintKind {
@@ -82,6 +85,17 @@ impl StoreError {
     /// A stored row that cannot be understood.
     pub(crate) fn corrupt(what: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Corrupt { what: what.into(), reason: reason.to_string() }
+    }
+
+    /// Whether it is for what the change says, so that trying again cannot help. Anything else may pass: a database that
+    /// fell over to a replica, a full disk, a right or a column that is missing.
+    pub(crate) fn is_about_values(&self) -> bool {
+        match self {
+            Self::BadValue(_) => true,
+            // What has no partition is refused by a check without a name; a partition can be made.
+            Self::Constraint { kind, constraint } => *kind != ConstraintKind::Unique && constraint != UNNAMED,
+            Self::Unavailable(_) | Self::Corrupt { .. } | Self::Query(_) => false,
+        }
     }
 }
 
@@ -100,14 +114,14 @@ impl From<sqlx::Error> for StoreError {
         };
         let code = database.code().unwrap_or_default();
         let constraint =
-            |kind| Self::Constraint { kind, constraint: database.constraint().unwrap_or("unnamed").to_owned() };
+            |kind| Self::Constraint { kind, constraint: database.constraint().unwrap_or(UNNAMED).to_owned() };
         match &*code {
             "23505" => constraint(ConstraintKind::Unique),
             "23503" => constraint(ConstraintKind::Reference),
-            "23514" | "23502" => constraint(ConstraintKind::Check),
-            // 08 connection, 40 serialization or deadlock, 53 resources, 55P03 lock timeout, 57 shutting down or
-            // cancelled by a timeout: all pass with time.
-            c if ["08", "40", "53", "55P03", "57"].iter().any(|class| c.starts_with(class)) => {
+            "23514" => constraint(ConstraintKind::Check),
+            // 08 connection, 25006 read-only as after a failover, 40 serialization or deadlock, 53 resources, 55P03 lock
+            // timeout, 57 shutting down or cancelled by a timeout, 58 disk: all pass with time.
+            c if ["08", "25006", "40", "53", "55P03", "57", "58"].iter().any(|class| c.starts_with(class)) => {
                 Self::Unavailable(database.message().to_owned())
             }
             c if c.starts_with("22") => Self::BadValue(database.message().to_owned()),

@@ -2,9 +2,10 @@
 
 use super::amounts::{decimal, usd};
 use super::{PgConnection, StoreError};
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use rust_decimal::Decimal;
 use serde::Serialize;
+use std::ops::Range;
 use turnpike_config::Usd;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -71,6 +72,12 @@ pub(crate) enum By {
     Edge,
     /// By organization and model, as `ORGANIZATION MODEL`.
     Model,
+}
+
+/// Gives the statements of this transaction the time that a whole day of a large ledger takes.
+pub(crate) async fn take_time(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("SET LOCAL statement_timeout = '10min'").execute(connection).await?;
+    Ok(())
 }
 
 /// What a day's events add up to in the request log, where that is the ledger; in no order.
@@ -150,15 +157,18 @@ pub(crate) struct Event {
     pub(crate) exact: bool,
 }
 
-/// All events from an hour in the request log, where that is the ledger.
-pub(crate) async fn events(connection: &mut PgConnection, hour: DateTime<Utc>) -> Result<Vec<Event>, StoreError> {
+/// All events from a span of time in the request log, where that is the ledger.
+pub(crate) async fn events(
+    connection: &mut PgConnection,
+    span: &Range<DateTime<Utc>>,
+) -> Result<Vec<Event>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, node, prompt_tokens, completion_tokens,
              NOT estimated AND coalesce(cache_status NOT IN ('hit', 'coalesced'), true) AS exact
          FROM inference_requests WHERE created_at >= $1 AND created_at < $2",
     )
-    .bind(hour)
-    .bind(hour + TimeDelta::hours(1))
+    .bind(span.start)
+    .bind(span.end)
     .fetch_all(connection)
     .await?)
 }
@@ -178,17 +188,20 @@ pub(crate) struct Entry {
     pub(crate) completion_tokens: i64,
 }
 
-/// All entries of nodes' ledgers for events from an hour.
-pub(crate) async fn entries(connection: &mut PgConnection, hour: DateTime<Utc>) -> Result<Vec<Entry>, StoreError> {
+/// All entries of nodes' ledgers for events from a span of one UTC day.
+pub(crate) async fn entries(
+    connection: &mut PgConnection,
+    span: &Range<DateTime<Utc>>,
+) -> Result<Vec<Entry>, StoreError> {
     // The ids of a moment begin with its milliseconds.
     let first = |at: DateTime<Utc>| Uuid::from_u128(u128::from(at.timestamp_millis().unsigned_abs()) << 80);
     Ok(sqlx::query_as(
         "SELECT event_id, node, state, prompt_tokens, completion_tokens FROM node_ledger
          WHERE day = $1 AND event_id >= $2 AND event_id < $3",
     )
-    .bind(hour.date_naive())
-    .bind(first(hour))
-    .bind(first(hour + TimeDelta::hours(1)))
+    .bind(span.start.date_naive())
+    .bind(first(span.start))
+    .bind(first(span.end))
     .fetch_all(connection)
     .await?)
 }
@@ -281,16 +294,34 @@ pub(crate) async fn note(connection: &mut PgConnection, compared: Compared) -> R
     Ok(())
 }
 
-/// What came of a day, or of the last day that was compared.
-pub(crate) async fn noted(
+/// Days from `from` to `to` that are to be compared, ascending, each with whether it was when it was not complete: the last
+/// one, and those before it that have usage and are later than the first day that edges counted.
+pub(crate) async fn to_compare(
     connection: &mut PgConnection,
-    day: Option<NaiveDate>,
-) -> Result<Option<Compared>, StoreError> {
-    let row: Option<(NaiveDate, DateTime<Utc>, bool, i64, i64, Decimal)> = sqlx::query_as(
-        "SELECT day, ran_at, complete, events, tokens, cost_usd FROM reconciliations
-         WHERE $1::date IS NULL OR day = $1 ORDER BY day DESC LIMIT 1",
+    from: NaiveDate,
+    to: NaiveDate,
+) -> Result<Vec<(NaiveDate, bool)>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT d.day, r.day IS NOT NULL
+         FROM (SELECT day::date AS day FROM generate_series($1::date, $2::date, interval '1 day') AS day) AS d
+         LEFT JOIN reconciliations r ON r.day = d.day
+         WHERE r.complete IS NOT TRUE AND (d.day = $2
+             OR d.day > (SELECT min(day) FROM edge_days)
+                 AND (EXISTS (SELECT 1 FROM edge_days e WHERE e.day = d.day)
+                     OR EXISTS (SELECT 1 FROM usage_records u WHERE u.date = d.day)))
+         ORDER BY d.day",
     )
-    .bind(day)
+    .bind(from)
+    .bind(to)
+    .fetch_all(connection)
+    .await?)
+}
+
+/// What came of the last day that was compared.
+pub(crate) async fn last_noted(connection: &mut PgConnection) -> Result<Option<Compared>, StoreError> {
+    let row: Option<(NaiveDate, DateTime<Utc>, bool, i64, i64, Decimal)> = sqlx::query_as(
+        "SELECT day, ran_at, complete, events, tokens, cost_usd FROM reconciliations ORDER BY day DESC LIMIT 1",
+    )
     .fetch_optional(connection)
     .await?;
     Ok(row.map(|(day, ran_at, complete, events, tokens, cost)| {

@@ -52,16 +52,21 @@ pub(crate) fn hour_of(moment: DateTime<Utc>) -> DateTime<Utc> {
     moment.duration_trunc(TimeDelta::hours(1)).unwrap_or(moment)
 }
 
-/// Notes that these hours are to be summed anew, each with the earliest end of the requests that came for it.
+/// Notes that these hours are to be summed anew, each with the earliest end of the requests that came for it, by the
+/// clock of `edge`. By ours that may have been before, though not before what was complete.
 pub(crate) async fn mark(
     connection: &mut PgConnection,
+    edge: &str,
     hours: &BTreeMap<DateTime<Utc>, DateTime<Utc>>,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO usage_dirty_hours (hour, ended_from) SELECT * FROM unnest($1::timestamptz[], $2::timestamptz[])",
+        "INSERT INTO usage_dirty_hours (hour, ended_from)
+         SELECT hour, least(ended_from, (SELECT complete_to FROM edges WHERE name = $3))
+         FROM unnest($1::timestamptz[], $2::timestamptz[]) AS came (hour, ended_from)",
     )
     .bind(hours.keys().copied().collect::<Vec<_>>())
     .bind(hours.values().copied().collect::<Vec<_>>())
+    .bind(edge)
     .execute(connection)
     .await?;
     Ok(())
@@ -91,15 +96,33 @@ pub(crate) async fn is_due_before(connection: &mut PgConnection, end: DateTime<U
         .await?)
 }
 
-/// The first `most` hours to be summed anew, and every mark that is known of them.
+/// Whether any hour from `from` until before `to` is to be summed anew.
+pub(crate) async fn is_due_between(
+    connection: &mut PgConnection,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM usage_dirty_hours WHERE hour >= $1 AND hour < $2)")
+        .bind(from)
+        .bind(to)
+        .fetch_one(connection)
+        .await?)
+}
+
+/// The first `most` hours after `after` to be summed anew, and every mark that is known of them.
 pub(crate) async fn dirty_hours(
     connection: &mut PgConnection,
+    after: Option<DateTime<Utc>>,
     most: i64,
 ) -> Result<Vec<(DateTime<Utc>, Vec<i64>)>, StoreError> {
-    Ok(sqlx::query_as("SELECT hour, array_agg(mark) FROM usage_dirty_hours GROUP BY hour ORDER BY hour LIMIT $1")
-        .bind(most)
-        .fetch_all(connection)
-        .await?)
+    Ok(sqlx::query_as(
+        "SELECT hour, array_agg(mark) FROM usage_dirty_hours WHERE $1::timestamptz IS NULL OR hour > $1
+         GROUP BY hour ORDER BY hour LIMIT $2",
+    )
+    .bind(after)
+    .bind(most)
+    .fetch_all(connection)
+    .await?)
 }
 
 /// Removes marks that have been seen to.

@@ -339,7 +339,14 @@ SELECT organization_id, model_id, date, NULL::timestamptz AS hour, NULL::bigint 
 FROM (
     SELECT CASE WHEN $1 THEN organization_id END AS organization_id, CASE WHEN $2 THEN model_id END AS model_id,
         CASE WHEN $3 THEN date END AS date, requests, prompt_tokens, completion_tokens, total_tokens, cost_usd
-    FROM usage_records
+    FROM (
+        SELECT organization_id, model_id, date, requests, prompt_tokens, completion_tokens, total_tokens, cost_usd
+        FROM usage_records
+        UNION ALL -- what came after a day's invoice
+        SELECT organization_id, model_id, date, requests, prompt_tokens, completion_tokens,
+            prompt_tokens + completion_tokens, cost_usd
+        FROM usage_adjustments
+    ) AS booked
     WHERE ($4::uuid IS NULL OR organization_id = $4) AND date >= $5 AND date < $6 AND NOT ($8 OR $9)
 ) AS picked
 GROUP BY 1, 2, 3 ORDER BY 3, 1, 2 LIMIT $7";

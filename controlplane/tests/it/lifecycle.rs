@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use turnpike_config::{Endpoint, EventId, KeyId, NodeState, OrgId, RequestStatus, Routing, UsageEvent, Usd};
 use turnpike_parts::postgres::Postgres;
 use uuid::Uuid;
@@ -146,4 +146,19 @@ async fn without_postgresql_links_stay_nothing_is_acked_and_the_api_says_503() {
     // The links are the same ones, and changes flow again.
     plane.organization("after").await;
     edge.until("the change", |routing| routing.orgs.len() == 2).await;
+}
+
+#[tokio::test]
+async fn migrations_may_wait_longer_than_any_other_statement() {
+    let mut plane = Plane::start().await;
+    plane.stop().await;
+    let mut other = plane.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE _sqlx_migrations").execute(&mut *other).await.unwrap();
+    let held = async {
+        // Longer than the 10 s that any other statement waits for a lock.
+        sleep(Duration::from_secs(12)).await;
+        other.commit().await.unwrap();
+    };
+    tokio::join!(plane.restart_stopped(), held);
+    plane.get("/organizations").await;
 }

@@ -23,6 +23,7 @@ mod plane;
 mod prepaid;
 mod prices;
 mod reconcile;
+mod retired;
 mod stripe;
 mod stripe_server;
 mod usage;

@@ -261,3 +261,38 @@ async fn a_day_is_asked_for_as_a_day() {
     let today = report(&plane, Utc::now().date_naive()).await;
     assert_eq!(today["complete"], false, "it is not over");
 }
+
+#[tokio::test]
+async fn days_that_were_missed_are_made_up_for() {
+    let mut plane = Plane::start().await;
+    plane.model("m").await;
+    let tenant = plane.tenant("acme").await;
+    let missed = Utc::now().date_naive() - Days::new(5);
+    ship(&plane, &tenant, missed).await;
+    plane.restart().await;
+    eventually("the comparison", || async {
+        let noted: Option<bool> = sqlx::query_scalar("SELECT complete FROM reconciliations WHERE day = $1")
+            .bind(missed)
+            .fetch_optional(&plane.pool)
+            .await
+            .unwrap();
+        (noted == Some(true)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_day_is_complete_once_it_is_added_up() {
+    let plane = Plane::start().await;
+    plane.model("m").await;
+    let tenant = plane.tenant("acme").await;
+    // Nothing is added up meanwhile.
+    let mut adding = plane.pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(x'6d65746572696e67'::bigint)").execute(&mut *adding).await.unwrap();
+    ship(&plane, &tenant, day()).await;
+    let before = report(&plane, day()).await;
+    assert_eq!((&before["complete"], &before["equal"]), (&json!(false), &json!(false)), "{before}");
+    adding.rollback().await.unwrap();
+    let after = report(&plane, day()).await;
+    assert_eq!((&after["complete"], &after["equal"]), (&json!(true), &json!(true)), "{after}");
+}

@@ -6,6 +6,7 @@ use crate::store::reconcile::{By, Event, Sums};
 use ::clickhouse::Row;
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use serde::Deserialize;
+use std::ops::Range;
 use turnpike_config::Usd;
 use uuid::Uuid;
 
@@ -50,9 +51,8 @@ impl Reader {
         rows.into_iter().map(sums).collect()
     }
 
-    pub(super) async fn events(&self, hour: DateTime<Utc>) -> Result<Vec<Event>, LedgerError> {
-        let end = hour + TimeDelta::hours(1);
-        let query = self.client().query(EVENTS).bind(hour.timestamp()).bind(end.timestamp());
+    pub(super) async fn events(&self, span: &Range<DateTime<Utc>>) -> Result<Vec<Event>, LedgerError> {
+        let query = self.client().query(EVENTS).bind(span.start.timestamp()).bind(span.end.timestamp());
         let rows: Vec<WorkRow> = self.fetch(query).await?;
         let event = |row: WorkRow| Event {
             id: row.event_id,

@@ -19,6 +19,7 @@ use ::clickhouse::Client;
 use chrono::{DateTime, NaiveDate, Utc};
 use gather::Gatherer;
 use rows::EventRow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -144,8 +145,8 @@ impl ClickHouse {
         self.reader.sums_by(by, day).await
     }
 
-    pub(super) async fn events(&self, hour: DateTime<Utc>) -> Result<Vec<Event>, LedgerError> {
-        self.reader.events(hour).await
+    pub(super) async fn events(&self, span: &Range<DateTime<Utc>>) -> Result<Vec<Event>, LedgerError> {
+        self.reader.events(span).await
     }
 
     pub(super) async fn latencies(&self, minute: DateTime<Utc>) -> Result<Vec<Latencies>, LedgerError> {
@@ -176,7 +177,12 @@ fn client(options: &Options) -> Client {
     }
     if options.cluster.is_some() {
         // On a cluster, acknowledged means that most replicas have it, and whoever reads sees all that was acknowledged.
-        client = client.with_setting("insert_quorum", "auto").with_setting("select_sequential_consistency", "1");
+        // Sequential consistency holds only where quorum inserts follow each other.
+        for (setting, value) in
+            [("insert_quorum", "auto"), ("insert_quorum_parallel", "0"), ("select_sequential_consistency", "1")]
+        {
+            client = client.with_setting(setting, value);
+        }
     }
     client
 }

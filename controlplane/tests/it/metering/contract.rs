@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::invoices;
+use crate::peers::Edge;
 use crate::plane::{Kept, fresh_database};
 use chrono::Datelike as _;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ on_both_ledgers! {
     what_cannot_be_counted_does_not_hold_up_its_neighbours,
     days_and_months_end_where_they_end,
     sums_are_set_and_not_added_to,
+    what_was_counted_stays_counted,
+    books_are_not_complete_up_to_what_an_edge_with_a_fast_clock_says,
     two_control_planes_come_to_the_same_sums,
     a_late_event_of_an_invoiced_day_becomes_an_adjustment,
     a_gap_in_a_journal_is_noticed,
@@ -170,7 +173,7 @@ async fn sums_are_set_and_not_added_to(kept: Kept) {
     rolled_up(&plane).await;
     // Hours that are marked again, sums that somebody meddled with, and a restart in between.
     let mark = "INSERT INTO usage_dirty_hours (hour, ended_from) SELECT DISTINCT hour, now() FROM usage_hours";
-    sqlx::query("UPDATE usage_hours SET requests = requests + 5, cost_usd = 0 WHERE price_version = 1")
+    sqlx::query("UPDATE usage_hours SET requests = requests - 1, prompt_tokens = prompt_tokens + 5, cost_usd = 0 WHERE price_version = 1")
         .execute(&plane.pool)
         .await
         .unwrap();
@@ -182,14 +185,85 @@ async fn sums_are_set_and_not_added_to(kept: Kept) {
     }
     let before = count(&plane, "SELECT sum(requests)::bigint FROM usage_hours").await;
     assert_eq!(before, 60);
-    // An hour that somebody made up.
-    sqlx::query(
-        "INSERT INTO usage_hours SELECT organization_id, model_id, 77, hour, 1, 1, 1, 1, 1 FROM usage_hours LIMIT 1",
-    )
-    .execute(&plane.pool)
-    .await
-    .unwrap();
-    sqlx::query(mark).execute(&plane.pool).await.unwrap();
+}
+
+/// Hours of which the ledger is said to know less than was summed.
+async fn refused(plane: &Plane, hours: f64) {
+    eventually("so many hours are refused", || async {
+        (plane.metric("turnpike_controlplane_rollup_hours_refused").await == Some(hours)).then_some(())
+    })
+    .await;
+}
+
+async fn what_was_counted_stays_counted(kept: Kept) {
+    let plane = start(kept).await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let start = Utc::now();
+    let hour = |back: i64| start - TimeDelta::hours(back);
+    let events: Vec<UsageEvent> = (0..100).map(|n| distinct(&tenant, "m", hour(i64::from(n)), n)).collect();
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &events).await;
+    rolled_up(&plane).await;
+    // More hours than are summed at once, which the ledger says nothing of, in front of one that it knows more of.
+    let made_up = "INSERT INTO usage_hours SELECT organization_id, model_id, 77, hour, 1, 1, 1, 1, 1 FROM usage_hours
+                   WHERE hour < now() - interval '30 hours'";
+    let made_up = sqlx::query(made_up).execute(&plane.pool).await.unwrap().rows_affected();
+    sqlx::query("INSERT INTO usage_dirty_hours (hour, ended_from) SELECT DISTINCT hour, now() FROM usage_hours")
+        .execute(&plane.pool)
+        .await
+        .unwrap();
+    let more = [distinct(&tenant, "m", hour(2), 200), distinct(&tenant, "m", hour(50), 201)];
+    meter.ship(1, 100, &more).await;
+    refused(&plane, made_up as f64).await;
+    let requests = |back: i64| {
+        let since = hour(back).to_rfc3339();
+        let sql = format!("SELECT sum(requests)::bigint FROM usage_hours WHERE hour >= '{since}'");
+        let plane = &plane;
+        async move { count(plane, &sql).await }
+    };
+    assert_eq!(requests(10).await, 11, "and the others are summed");
+    assert_eq!(requests(1000).await, 101 + i64::try_from(made_up).unwrap(), "nothing is lost");
+    let marked = count(&plane, "SELECT count(DISTINCT hour) FROM usage_dirty_hours").await;
+    assert_eq!(marked, i64::try_from(made_up).unwrap(), "they are not forgotten");
+    sqlx::query("DELETE FROM usage_hours WHERE price_version = 77").execute(&plane.pool).await.unwrap();
+    refused(&plane, 0.0).await;
+    assert_sums(&plane, &[&events[..], &more].concat()).await;
+}
+
+async fn books_are_not_complete_up_to_what_an_edge_with_a_fast_clock_says(kept: Kept) {
+    let plane = start(kept).await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let edge = Edge::connect(&plane, "e1", turnpike_config::Routing::default()).await;
+    eventually("the edge", || async { (count(&plane, "SELECT count(*) FROM edges").await == 1).then_some(()) }).await;
+    // Nothing is added up meanwhile.
+    let mut adding = plane.pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(x'6d65746572696e67'::bigint)").execute(&mut *adding).await.unwrap();
+    let fast = distinct(&tenant, "m", Utc::now() + TimeDelta::minutes(20), 1);
+    Meter::connect(&plane, "e1").await.ship(1, 0, &[fast]).await;
+    let early = "SELECT count(*) FROM usage_dirty_hours WHERE ended_from <= now()";
+    assert_eq!(count(&plane, early).await, 1, "it had ended by now");
+    drop((adding, edge));
+}
+
+#[tokio::test]
+async fn a_ledger_that_begins_only_now_takes_nothing_away() {
+    let mut plane = start(Kept::Postgres).await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let events: Vec<UsageEvent> = (0..3).map(|n| distinct(&tenant, "m", Utc::now(), n * 3)).collect();
+    Meter::connect(&plane, "e1").await.ship(1, 0, &events[..2]).await;
+    rolled_up(&plane).await;
+    plane.stop().await;
+    plane.more = Kept::ClickHouse.settings().await;
+    plane.restart_stopped().await;
+    Meter::connect(&plane, "e1").await.ship(1, 2, &events[2..]).await;
+    refused(&plane, 1.0).await;
+    assert_eq!(count(&plane, "SELECT sum(requests)::bigint FROM usage_records").await, 2);
+    // What the log had is shipped again, as it could be copied.
+    Meter::connect(&plane, "e2").await.ship(1, 0, &events[..2]).await;
+    refused(&plane, 0.0).await;
     assert_sums(&plane, &events).await;
 }
 
@@ -249,8 +323,13 @@ async fn a_late_event_of_an_invoiced_day_becomes_an_adjustment(kept: Kept) {
     let of =
         |tenant: &Tenant| format!("organization={}&from={day}&to={}", tenant.organization, day + TimeDelta::days(1));
     let on_the_day = async |tenant: &Tenant| sum_of(&plane.get(&format!("/usage?{}", of(tenant))).await["data"][0]).3;
-    assert_eq!(on_the_day(&tenant).await, sum(&early), "the invoiced day stays as it was");
+    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late), "by the day as by the hour");
     assert_eq!(on_the_day(&other).await, sum(&open));
+    let recorded = format!(
+        "SELECT (sum(cost_usd) * 1000000000000)::bigint FROM usage_records WHERE organization_id = '{}'",
+        tenant.organization
+    );
+    assert_eq!(i128::from(count(&plane, &recorded).await), sum(&early), "the invoiced day stays as it was");
     let adjusted = async || {
         let sql =
             "SELECT coalesce(sum(cost_usd) * 1000000000000, 0)::bigint FROM usage_adjustments WHERE invoice_id IS NULL";
@@ -285,7 +364,7 @@ async fn a_late_event_of_an_invoiced_day_becomes_an_adjustment(kept: Kept) {
     plane.call(reqwest::Method::POST, &format!("/invoices/{}/void", crate::plane::id(&again)), None).await;
     let very_last = [event(&tenant, 91, 1)];
     meter.ship(1, 10, &very_last).await;
-    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late) + sum(&last) + sum(&very_last));
+    assert_eq!(on_the_day(&tenant).await, sum(&early) + sum(&late) + sum(&last) + sum(&later) + sum(&very_last));
     assert_eq!(count(&plane, "SELECT count(*) FROM usage_adjustments").await, 1);
 }
 

@@ -169,3 +169,57 @@ async fn postgres_may_be_killed_in_the_middle_of_a_rollup() {
         drop(postgres);
     }
 }
+
+/// Runs a statement as somebody with another connection.
+async fn meddle(plane: &Plane, sql: &str) {
+    sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&plane.pool).await.unwrap();
+}
+
+/// Ends the control plane's sessions, as a failover does: what is set for the database holds for those that follow.
+async fn end_sessions(plane: &Plane) {
+    meddle(
+        plane,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name = 'turnpike-controlplane'",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn events_wait_for_what_passes_and_are_not_dropped() {
+    let (plane, events) = prepared(&Kept::Postgres.settings().await).await;
+    let mut meter = Meter::connect(&plane, "e1").await;
+    meter.ship(1, 0, &events[..10]).await;
+    let database: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&plane.pool).await.unwrap();
+    let read_only = format!("ALTER DATABASE \"{database}\" SET default_transaction_read_only =");
+    // A replica after a failover, a schema that somebody is still changing: a column that is missing, one that is needed.
+    let troubles = [
+        (format!("{read_only} on"), format!("{read_only} off")),
+        (
+            "ALTER TABLE inference_requests RENAME first_byte_ms TO hidden".to_owned(),
+            "ALTER TABLE inference_requests RENAME hidden TO first_byte_ms".to_owned(),
+        ),
+        (
+            "ALTER TABLE inference_requests ADD COLUMN needed text NOT NULL DEFAULT ''; \
+             ALTER TABLE inference_requests ALTER needed DROP DEFAULT"
+                .to_owned(),
+            "ALTER TABLE inference_requests DROP COLUMN needed".to_owned(),
+        ),
+    ];
+    for (number, (trouble, remedy)) in troubles.iter().enumerate() {
+        let first = 10 + 10 * number;
+        for statement in trouble.split("; ") {
+            meddle(&plane, statement).await;
+        }
+        end_sessions(&plane).await;
+        let before = failures(&plane).await;
+        meter.send(1, first as u64, &events[first..first + 10]).await;
+        eventually("refusals", || async { (failures(&plane).await > before + 2.0).then_some(()) }).await;
+        meddle(&plane, remedy).await;
+        end_sessions(&plane).await;
+        assert_eq!(meter.ack().await.end_seq, first as u64 + 10, "{trouble}");
+        assert_sums(&plane, &events[..first + 10]).await;
+    }
+    let dropped = "turnpike_controlplane_usage_events_total{fate=\"bad_value\"}";
+    assert_eq!(plane.metric(dropped).await, None);
+}
