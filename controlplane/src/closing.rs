@@ -141,6 +141,15 @@ pub(crate) async fn note(
     audit::append(connection, entry).await
 }
 
+/// A month that goes on can only be looked at.
+///
+/// # Errors
+/// [`CloseError::NotOver`]
+pub(crate) fn check_over(month: Month, until: Until, now: DateTime<Utc>) -> Result<(), CloseError> {
+    let last = if until == Until::DryRun { Month::of(now) } else { Month::of(now).plus(-1) };
+    if month > last { Err(CloseError::NotOver(month)) } else { Ok(()) }
+}
+
 /// Closes an organization's month: all of its invoice, or nothing. Again, it changes nothing more.
 pub(crate) async fn close(
     context: &Context,
@@ -150,9 +159,7 @@ pub(crate) async fn close(
     by: &By,
     now: DateTime<Utc>,
 ) -> Result<Closed, CloseError> {
-    if Month::of(now) <= month {
-        return Err(CloseError::NotOver(month));
-    }
+    check_over(month, until, now)?;
     let mut tx = context.store.begin().await?;
     if !billing::exists(&mut tx, organization).await? {
         return Err(CloseError::NoOrganization(organization));

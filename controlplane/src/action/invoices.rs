@@ -57,7 +57,7 @@ pub(crate) struct CloseMonth {
     month: String,
     /// Only of this organization; of all that used something if absent.
     organization_id: Option<Uuid>,
-    /// Only show what would be invoiced.
+    /// Only show what would be invoiced; also of the month that goes on.
     #[serde(default)]
     dry_run: bool,
     /// Make drafts, to be looked at and opened one by one.
@@ -181,14 +181,12 @@ pub(crate) async fn close(
     now: DateTime<Utc>,
 ) -> Result<Closings, ActionError> {
     let month = month("month", &input.month)?;
-    if Month::of(now) <= month {
-        return Err(CloseError::NotOver(month).into());
-    }
     let until = match (input.dry_run, input.draft) {
         (true, _) => Until::DryRun,
         (false, true) => Until::Draft,
         (false, false) => Until::Open,
     };
+    closing::check_over(month, until, now)?;
     context.rollup.settle().await;
     let due = {
         let mut connection = context.store.read().await?;

@@ -151,6 +151,15 @@ async fn books_agree(fleet: &Fleet, served: &Served, what: &str) {
     for (id, used) in served {
         assert_eq!(booked.get(id), Some(used), "{what}: {id} was served otherwise than it was booked");
     }
+    // What would be invoiced of the month so far is what its events cost, to the pico-dollar.
+    let body = fleet.sql(
+        "SELECT json_build_object('month', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM'), 'dry_run', true,
+             'organization_id', (SELECT id FROM organizations))",
+    );
+    let costs = "SELECT trim_scale(coalesce(sum(cost_usd), 0)) FROM inference_requests
+        WHERE date_trunc('month', created_at AT TIME ZONE 'UTC') = date_trunc('month', now() AT TIME ZONE 'UTC')";
+    let invoiced = fleet.admin.post("/invoices/close", serde_json::from_str(&body).unwrap()).await;
+    assert_eq!(invoiced["data"][0]["invoice"]["exact_total"], fleet.sql(costs), "{what}: {invoiced}");
     // What edges and nodes counted, the usage ledger, the daily sums.
     let days = fleet.sql("SELECT DISTINCT (created_at AT TIME ZONE 'UTC')::date FROM inference_requests");
     for day in days.lines() {
