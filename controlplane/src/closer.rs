@@ -79,9 +79,10 @@ async fn reconcile(context: &Context, now: DateTime<Utc>, said: &mut Said) -> Re
             match closing::close(context, organization, month, Until::Open, &by, now).await {
                 Ok(Closed::Made(invoice)) => info!(%month, number = invoice.invoice_number, "invoice opened"),
                 Ok(Closed::Nothing | Closed::Already(_)) => {}
-                Err(CloseError::Store(error)) => return Err(error),
+                Err(CloseError::Store(error @ StoreError::Unavailable(_))) => return Err(error),
                 // Something came just now; the next run has it.
                 Err(CloseError::Unsummed(_)) => {}
+                // One organization's books must not keep the others from their invoices.
                 Err(refused) => {
                     context.metrics.closing_failures.inc();
                     if said.refused.insert((organization, month.number())) {
