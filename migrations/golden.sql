@@ -666,8 +666,7 @@ CREATE TABLE public.usage_ingest (
     edge text NOT NULL,
     epoch numeric(20,0) NOT NULL,
     through_seq numeric(20,0) NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    events_to timestamp with time zone
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
 CREATE TABLE public.usage_records (

@@ -191,9 +191,10 @@ impl StreamTap {
         if self.events == 0 {
             self.opens_with_role = memmem::find(&events, b"\"role\"").is_some();
         }
-        let count = data_lines(&events).count();
-        self.events = self.events.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-        self.done |= data_lines(&events).any(|data| data.trim_ascii_start().starts_with(b"[DONE]"));
+        for data in data_lines(&events) {
+            self.events = self.events.saturating_add(1);
+            self.done |= data.trim_ascii_start().starts_with(b"[DONE]");
+        }
         if memmem::find(&events, b"\"usage\"").is_none() {
             return events;
         }

@@ -111,8 +111,8 @@ pub struct UsageBatch {
     /// How far the edge has come once this batch is stored.
     #[n(4)]
     pub complete: Watermark,
-    /// The edge's own sums of all usage up to `end_seq`, for days that changed since the last batch; to compare, not to
-    /// bill by.
+    /// The edge's own sums of all usage written so far, which may be beyond `end_seq`, for days that changed since the
+    /// last batch; to compare, not to bill by.
     #[n(5)]
     #[cbor(default)]
     pub counts: Vec<DayCount>,
@@ -216,7 +216,7 @@ pub struct LedgerEntry {
 #[cbor(index_only)]
 #[serde(rename_all = "snake_case")]
 pub enum LedgerState {
-    /// Handed to the engine; if the node died meanwhile, all that is known.
+    /// It runs.
     #[n(0)]
     Begun,
     /// The engine's own count.

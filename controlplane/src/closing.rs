@@ -281,8 +281,9 @@ async fn open(
     Ok(())
 }
 
-/// How much of an invoice is paid from money paid ahead, at most what its usage was debited for, and the amount of the entry that settles it: what usage that it
-/// charges was debited for comes back, and the credit goes. `None`: nothing was debited and there is nothing to pay from.
+/// How much of an invoice is paid from money paid ahead, at most what its usage was debited for, and the amount of the
+/// entry that settles it: what its usage was debited for comes back, and the credit goes. `None`: nothing was debited
+/// and there is nothing to pay from.
 async fn settle(
     connection: &mut PgConnection,
     document: &Document,

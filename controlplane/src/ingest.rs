@@ -178,7 +178,7 @@ impl Ingest {
             rollup::mark(&mut tx, stretch.edge, &hours_of(rows)).await?;
             usage::note_keys(&mut tx, rows).await?;
         }
-        let taken = usage::advance(&mut tx, stretch, rows.last().map(UsageRow::ended_at)).await?;
+        let taken = usage::advance(&mut tx, stretch).await?;
         tx.commit().await?;
         self.rollup.nudge();
         let Stretch { edge, epoch, first, .. } = stretch;

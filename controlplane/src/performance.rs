@@ -141,7 +141,7 @@ pub(crate) async fn run(recorder: Recorder, stop: CancellationToken) {
 
 async fn write_settled(recorder: &Recorder, now: DateTime<Utc>) -> Result<(), LedgerError> {
     let Recorder { reported, store, ledger, keep_months } = recorder;
-    let oldest = partitions::oldest_kept(now, *keep_months).begins_at();
+    let oldest = partitions::oldest_kept(now, *keep_months).start();
     for (minute, nodes) in reported.settled(now - SETTLED_AFTER) {
         let mut connection = store.read().await?;
         let latencies = ledger.latencies(&mut connection, minute).await?;

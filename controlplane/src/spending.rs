@@ -1,4 +1,5 @@
-//! Who spent something just now: whoever changes `usage_records` says so here, and budgets are looked at at once.
+//! Whose money moved just now: whoever changes `usage_records` or what was paid says so here, and budgets are looked at
+//! at once.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};

@@ -165,7 +165,7 @@ impl Metrics {
         );
         r.register(
             "orphans",
-            "Requests that a crash of this edge ended, accounted for by their nodes' ledgers",
+            "Requests that a crash of this edge ended, accounted for as far as their nodes' ledgers know",
             self.orphans.clone(),
         );
         r.register(

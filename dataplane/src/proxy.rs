@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use turnpike_config::{Tap, crash_point, headers};
+use uuid::Uuid;
 
 /// Nodes tried for one request.
 pub(crate) const MAX_TRIES: usize = 3;
@@ -84,6 +85,7 @@ impl ProxyHttp for Proxy {
         let shared = dispatch.fill.is_some() && model.record.cache.public;
         let own_id = shared.then(|| own_request_id(request.id));
         let host = node.map_or("node", |node| node.tls_name.as_deref().unwrap_or(&node.name));
+        let mut event = Uuid::encode_buffer();
         rewrite::head(
             head,
             &rewrite::Forwarded {
@@ -92,7 +94,7 @@ impl ProxyHttp for Proxy {
                 version: model.route.as_ref().map_or("", |route| &route.version),
                 body_length: dispatch.body.len(),
                 host,
-                event: &request.id.to_string(),
+                event: request.id.0.hyphenated().encode_lower(&mut event),
                 prompt_estimate: dispatch.prompt_estimate,
             },
         )

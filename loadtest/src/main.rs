@@ -1,4 +1,4 @@
-//! Loads Turnpike, and breaks it, for longer than its tests do.
+//! Breaks Turnpike, again and again, for longer than its tests do.
 
 mod chaos;
 

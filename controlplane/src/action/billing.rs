@@ -1,11 +1,11 @@
 //! What an organization may spend, and what it has spent.
 
-use super::prepaid;
+use super::prepaid::{self, LIMIT};
 use super::standing::standing;
 use super::{ActionError, Checks, Operator, audit, nullable};
 use crate::budgets;
 use crate::context::Context;
-use crate::invoicing::percent_text;
+use crate::invoicing::{CENT, percent_text};
 use crate::store::billing::{self, Account, Standing};
 use crate::store::partitions::Month;
 use chrono::{DateTime, Utc};
@@ -17,12 +17,8 @@ use uuid::Uuid;
 
 /// The one currency that usage is priced in.
 const CURRENCY: &str = "USD";
-/// Pico-dollars of a cent.
-const CENT: i128 = 10_000_000_000;
 /// A thousandth, in 10⁻¹².
 const MILLI: i128 = 1_000_000_000;
-/// First amount that the columns cannot hold, pico-dollars: 10¹² dollars.
-const LIMIT: i128 = 10_i128.pow(24);
 
 /// An organization's money. Amounts are exact decimal dollars.
 #[derive(Debug, Serialize, ToSchema)]

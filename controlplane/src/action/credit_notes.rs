@@ -4,7 +4,7 @@ use super::invoices::{by, locked};
 use super::{ActionError, Checks, Operator};
 use crate::closing;
 use crate::context::Context;
-use crate::invoicing::{Note, note_html, share};
+use crate::invoicing::{CENT, Note, note_html, share};
 use crate::store::StoreError;
 use crate::store::credit_notes::{self, CreditNote, INVOICE, NewCreditNote, TOTAL};
 use crate::store::invoices::{self, OPEN, PAID, UNCOLLECTIBLE};
@@ -16,8 +16,6 @@ use turnpike_config::Usd;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Pico-dollars of a cent.
-const CENT: i128 = 10_000_000_000;
 /// What follows the prefix of invoice numbers.
 const SERIES: &str = "CN";
 

@@ -17,7 +17,7 @@ use uuid::Uuid;
 /// Longest key, characters: with room for the prefix that keeps operators' keys apart from our own.
 const MAX_KEY: usize = 150;
 /// First amount that an entry cannot have, pico-dollars: 10¹² dollars.
-const LIMIT: i128 = 10_i128.pow(24);
+pub(super) const LIMIT: i128 = 10_i128.pow(24);
 /// Keeps keys that operators choose apart from our own.
 const OPERATOR: &str = "operator:";
 /// What operators may append.

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use chrono::SecondsFormat;
 use http::header;
 
-const CONTENT_TYPE: &str = "text/csv; charset=utf-8; header=present";
+pub(super) const CONTENT_TYPE: &str = "text/csv; charset=utf-8; header=present";
 /// Always the same columns, so that what reads the file need not care what was grouped by; those are empty otherwise.
 const COLUMNS: &str = "organization_id,model_id,date,hour,price_version,api_key_id,requests,prompt_tokens,\
                        completion_tokens,total_tokens,cost_usd";

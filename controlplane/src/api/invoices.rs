@@ -19,7 +19,6 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
-const CSV: HeaderValue = HeaderValue::from_static("text/csv; charset=utf-8; header=present");
 /// The page needs nothing but its own style.
 const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
 
@@ -87,7 +86,7 @@ impl Form {
 }
 
 fn csv(text: String) -> Response {
-    ([(header::CONTENT_TYPE, CSV)], text).into_response()
+    ([(header::CONTENT_TYPE, super::csv::CONTENT_TYPE)], text).into_response()
 }
 
 fn html(page: String) -> Response {

@@ -1,8 +1,8 @@
 //! Opened invoices go to Stripe, and so does what becomes of them here.
 
-use super::{CENT, CollectError, failure, outcome};
+use super::{CollectError, failure, outcome};
 use crate::context::Context;
-use crate::invoicing::{Document, percent_text};
+use crate::invoicing::{CENT, Document, percent_text};
 use crate::store::invoices::{self, OPEN, PAID, UNCOLLECTIBLE, VOID};
 use crate::store::stripe::{self as store, Account, Due};
 use crate::store::{StoreError, billing, invoices::Invoice as Ours};

@@ -22,8 +22,6 @@ use tracing::warn;
 const ACTOR: &str = "stripe";
 /// With which role.
 const ROLE: &str = "system";
-/// Pico-dollars of a cent.
-const CENT: i128 = 10_000_000_000;
 
 /// Why something was not collected.
 #[derive(Debug, thiserror::Error)]

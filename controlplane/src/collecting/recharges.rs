@@ -1,8 +1,9 @@
 //! Money is asked for when little is left, once; what came in is credited, once.
 
 use super::invoices::{account, cents, customer};
-use super::{ACTOR, CENT, CollectError, failure};
+use super::{ACTOR, CollectError, failure};
 use crate::context::Context;
+use crate::invoicing::CENT;
 use crate::store::partitions::Month;
 use crate::store::prepaid::{self, Kind, NewEntry};
 use crate::store::recharges::{self as store, Recharge};

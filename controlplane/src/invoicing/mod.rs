@@ -9,5 +9,5 @@ mod table;
 pub(crate) use document::{Document, Party, percent_text};
 pub(crate) use html::{Note, render as html, render_note as note_html};
 pub(crate) use lines::{Charge, Line, LineKind, Terms, UnitPrices};
-pub(crate) use rounding::{floor_cents, share};
+pub(crate) use rounding::{CENT, floor_cents, share};
 pub(crate) use table::{lines as csv_lines, list as csv_list};

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use turnpike_config::Usd;
 
 /// Pico-dollars of a cent.
-const CENT: i128 = 10_000_000_000;
+pub(crate) const CENT: i128 = 10_000_000_000;
 
 /// The nearest whole number of cents; a half goes to the even one.
 pub(super) fn to_cents(amount: Usd) -> Usd {

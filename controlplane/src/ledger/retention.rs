@@ -20,7 +20,7 @@ pub(crate) struct Retention {
 impl Retention {
     /// The beginning of the request log.
     pub(crate) fn logs_from(self, now: DateTime<Utc>) -> DateTime<Utc> {
-        partitions::oldest_kept(now, self.log_months).begins_at()
+        partitions::oldest_kept(now, self.log_months).start()
     }
 
     /// The beginning of the ledger. What was before is not to be summed anew: it may be gone.

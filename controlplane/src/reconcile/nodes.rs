@@ -1,14 +1,12 @@
 //! The usage ledger against the nodes' own, event by event.
 
+use super::SHOWN;
 use crate::store::reconcile::{Entry, Event, Sums};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use turnpike_config::Usd;
 use utoipa::ToSchema;
 use uuid::Uuid;
-
-/// Findings of a kind that are shown one by one.
-const SHOWN: usize = 10;
 
 /// Findings of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]

@@ -76,11 +76,6 @@ impl Month {
         NaiveDate::from_ymd_opt(self.year(), self.month().unsigned_abs(), 1).unwrap_or_default()
     }
 
-    /// When it begins.
-    pub(crate) fn begins_at(self) -> DateTime<Utc> {
-        self.first_day().and_time(chrono::NaiveTime::MIN).and_utc()
-    }
-
     /// `year × 100 + month`, such as 202601.
     pub(crate) const fn number(self) -> u32 {
         self.year().unsigned_abs() * 100 + self.month().unsigned_abs()

@@ -1,4 +1,4 @@
-//! `stripe_invoices`, `stripe_events`, and the customer of an account.
+//! `stripe_invoices`, `stripe_credit_notes`, `stripe_events`, and the customer of an account.
 
 use super::amounts::usd;
 use super::{PgConnection, StoreError};

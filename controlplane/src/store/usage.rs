@@ -187,26 +187,19 @@ pub(crate) struct Taken {
     pub(crate) is_known: bool,
 }
 
-/// Notes how far an edge's journal has been taken in. `events_to` is the end of the last event, if there was one. It is
-/// the latest that counts, not the greatest: one event of a clock gone wild must not hide a backlog.
-pub(crate) async fn advance(
-    connection: &mut PgConnection,
-    stretch: Stretch<'_>,
-    events_to: Option<DateTime<Utc>>,
-) -> Result<Taken, StoreError> {
+/// Notes how far an edge's journal has been taken in.
+pub(crate) async fn advance(connection: &mut PgConnection, stretch: Stretch<'_>) -> Result<Taken, StoreError> {
     let Stretch { edge, epoch, first, end } = stretch;
     let before: Option<Decimal> = sqlx::query_scalar(
         "WITH before AS (SELECT through_seq FROM usage_ingest WHERE edge = $1 AND epoch = $2)
-         INSERT INTO usage_ingest (edge, epoch, through_seq, events_to) VALUES ($1, $2, $3, $4)
+         INSERT INTO usage_ingest (edge, epoch, through_seq) VALUES ($1, $2, $3)
          ON CONFLICT (edge, epoch) DO UPDATE
-             SET through_seq = greatest(usage_ingest.through_seq, excluded.through_seq),
-                 events_to = coalesce(excluded.events_to, usage_ingest.events_to), updated_at = now()
+             SET through_seq = greatest(usage_ingest.through_seq, excluded.through_seq), updated_at = now()
          RETURNING (SELECT through_seq FROM before)",
     )
     .bind(edge)
     .bind(Decimal::from(epoch))
     .bind(Decimal::from(end.saturating_sub(1)))
-    .bind(events_to)
     .fetch_one(connection)
     .await?;
     let next = before.and_then(|through| u64::try_from(through).ok()).map(|through| through.saturating_add(1));

@@ -179,6 +179,11 @@ async fn what_cannot_be_posted_does_not_stand_in_the_way_of_others() {
     assert_eq!(balance(&plane, &second).await, "4");
     plane.restart().await;
     posted(&plane, &second, "the other's usage is posted", &["-6"]).await;
+    eventually("the refusal is counted", || async {
+        let failures = plane.metric("turnpike_controlplane_prepaid_posting_failures_total").await;
+        failures.filter(|count| *count > 0.0)
+    })
+    .await;
     posted(&plane, &first, "nothing is posted", &[]).await;
 }
 

@@ -208,6 +208,9 @@ async fn a_thousand_requests_at_once_do_not_spend_more_than_the_cent_that_was_pa
     let left: f64 = told["prepaid_balance"].as_str().unwrap().parse().unwrap();
     println!("{answered} of 1000 answered, {left} dollars of 0.01 left");
     assert!((0.0..0.01).contains(&left), "{told}");
+    // One more was answered before the thousand.
+    let booked = fleet.sql("SELECT count(*) FROM inference_requests WHERE status = 'success'");
+    assert_eq!(booked, (answered + 1).to_string(), "answered and booked");
     books_agree(&fleet, &Served::new(), "a cent").await;
 }
 
