@@ -235,9 +235,7 @@ impl CustomSession for ReplaySession {
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        if end {
-            self.own.end_is_due().await?;
-        }
+        self.own.end_is_due().await?;
         self.write(async |client| client.write_response_body(data, end).await).await
     }
 
@@ -247,9 +245,7 @@ impl CustomSession for ReplaySession {
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let ends = tasks.iter().any(HttpTask::is_end);
-        if ends {
-            self.own.end_is_due().await?;
-        }
+        self.own.end_is_due().await?;
         if self.own.client_left() {
             return match tasks.into_iter().find_map(failure) {
                 Some(error) => Err(error),

@@ -172,7 +172,9 @@ impl ProxyHttp for Proxy {
             let purged = self.edge.snapshot.load().purged_at_ms(fill.key());
             fill.finish(usage, &self.edge.cache, purged, unix_ms());
         }
-        if end_of_stream {
+        // A client may leave at `[DONE]`: that is the end for it, whatever follows.
+        let is_done = dispatch.tap.as_ref().is_some_and(|tap| matches!(tap, Tap::Stream(_)) && tap.is_complete());
+        if end_of_stream || is_done {
             let swapped = dispatch.swapped.clone();
             let unsent = body.as_ref().map_or(0, Bytes::len);
             if let Some(written) = meter::conclude(&self.edge, session, request, unsent, None) {
