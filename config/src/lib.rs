@@ -12,11 +12,15 @@ pub mod ids;
 pub mod limits;
 #[cfg(feature = "link")]
 pub mod link;
+pub mod log;
 pub mod money;
 pub mod node_url;
+pub mod push;
 pub mod routing;
 pub mod settings;
+pub mod signing;
 pub mod tap;
+pub mod validate;
 pub mod wire;
 
 pub use caching::{CacheKey, CachePolicy, CacheStatus};
@@ -29,3 +33,4 @@ pub use money::{Price, PriceVersion, Tokens, Usd};
 pub use node_url::NodeUrl;
 pub use routing::{Change, KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions, Routing};
 pub use tap::Tap;
+pub use validate::World;

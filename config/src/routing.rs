@@ -1,10 +1,11 @@
 //! What an edge must know to serve: organizations, keys, models and nodes, as one versioned state plus changes to it.
 
 use crate::limits::{Budget, ModelLimits, RateLimits};
-use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, NodeUrl, OrgId, Price, PriceVersion};
+use crate::validate::World;
+use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, OrgId, Price, PriceVersion};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use rpds::RedBlackTreeMapSync;
 
 /// Most single answers that can be purged at once; purging more drops the oldest purges.
 pub const MAX_PURGED: usize = 10_000;
@@ -265,7 +266,7 @@ pub enum Change {
     PutKey(#[n(0)] KeyRecord),
     /// Removes a key.
     #[n(3)]
-    DropKey(#[n(0)] KeyId),
+    DropKey(#[n(0)] KeyDigest),
     /// Adds or replaces a model.
     #[n(4)]
     PutModel(#[n(0)] ModelRecord),
@@ -290,94 +291,95 @@ pub enum Change {
     },
 }
 
-/// Everything an edge routes by, at one version.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+/// A map of which a changed copy shares all but the changed path: a new version of a million records costs no more than
+/// what changes in it.
+pub type Map<K, V> = RedBlackTreeMapSync<K, V>;
+
+/// Everything an edge routes by, at one version. Cloning it is cheap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routing {
     /// Position in the deployment's one log of changes; 0 is the empty state.
-    #[n(0)]
     pub version: u64,
     /// Organizations by id.
-    #[n(1)]
-    pub orgs: BTreeMap<OrgId, OrgRecord>,
-    /// Keys by id.
-    #[n(2)]
-    pub keys: BTreeMap<KeyId, KeyRecord>,
+    pub orgs: Map<OrgId, OrgRecord>,
+    /// Keys by digest.
+    pub keys: Map<KeyDigest, KeyRecord>,
     /// Models by id.
-    #[n(3)]
-    pub models: BTreeMap<String, ModelRecord>,
+    pub models: Map<String, ModelRecord>,
     /// Nodes by name.
-    #[n(4)]
-    pub nodes: BTreeMap<String, NodeRecord>,
+    pub nodes: Map<String, NodeRecord>,
     /// Purged answers with the Unix milliseconds of their purge; at most [`MAX_PURGED`].
-    #[n(5)]
-    #[cbor(default)]
-    pub purged: BTreeMap<CacheKey, u64>,
+    pub purged: Map<CacheKey, u64>,
+    /// How many keys each organization has, where it has some.
+    owned: Map<OrgId, u64>,
 }
 
 impl Routing {
     /// Applies one change; the version is the caller's to set.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::PutOrg(org) => drop(self.orgs.insert(org.id, org)),
-            Change::DropOrg(id) => drop(self.orgs.remove(&id)),
-            Change::PutKey(key) => drop(self.keys.insert(key.id, key)),
-            Change::DropKey(id) => drop(self.keys.remove(&id)),
-            Change::PutModel(model) => drop(self.models.insert(model.id.clone(), model)),
-            Change::DropModel(id) => drop(self.models.remove(&id)),
-            Change::PutNode(node) => drop(self.nodes.insert(node.name.clone(), node)),
-            Change::DropNode(name) => drop(self.nodes.remove(&name)),
+            Change::PutOrg(org) => self.orgs.insert_mut(org.id, org),
+            Change::DropOrg(id) => drop(self.orgs.remove_mut(&id)),
+            Change::PutKey(key) => self.put_key(key),
+            Change::DropKey(digest) => self.drop_key(&digest),
+            Change::PutModel(model) => self.models.insert_mut(model.id.clone(), model),
+            Change::DropModel(id) => drop(self.models.remove_mut(&id)),
+            Change::PutNode(node) => self.nodes.insert_mut(node.name.clone(), node),
+            Change::DropNode(name) => drop(self.nodes.remove_mut(&name)),
             Change::PurgeAnswer { key, at_ms } => self.purge(key, at_ms),
         }
     }
 
-    fn purge(&mut self, key: CacheKey, at_ms: u64) {
-        self.purged.insert(key, at_ms);
-        if self.purged.len() > MAX_PURGED
-            && let Some(oldest) = self.purged.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)
-        {
-            self.purged.remove(&oldest);
+    fn put_key(&mut self, key: KeyRecord) {
+        self.drop_key(&key.digest);
+        let owned = self.owned.get(&key.organization).copied().unwrap_or(0);
+        self.owned.insert_mut(key.organization, owned + 1);
+        self.keys.insert_mut(key.digest, key);
+    }
+
+    fn drop_key(&mut self, digest: &KeyDigest) {
+        let Some(organization) = self.keys.get(digest).map(|key| key.organization) else { return };
+        self.keys.remove_mut(digest);
+        match self.owned.get(&organization) {
+            Some(owned) if *owned > 1 => self.owned.insert_mut(organization, owned - 1),
+            _ => drop(self.owned.remove_mut(&organization)),
         }
     }
 
-    /// Everything that makes this state unfit to serve, each with the record at fault; empty if it is fit.
-    ///
-    /// A node that serves an unknown model is no fault: it registered before an operator added the model.
+    fn purge(&mut self, key: CacheKey, at_ms: u64) {
+        self.purged.insert_mut(key, at_ms);
+        if self.purged.size() > MAX_PURGED
+            && let Some(oldest) = self.purged.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)
+        {
+            self.purged.remove_mut(&oldest);
+        }
+    }
+
+    /// The changes that make this state out of nothing: organizations before the keys that refer to them.
+    pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
+        let orgs = self.orgs.values().cloned().map(Change::PutOrg);
+        let keys = self.keys.values().cloned().map(Change::PutKey);
+        let models = self.models.values().cloned().map(Change::PutModel);
+        let nodes = self.nodes.values().cloned().map(Change::PutNode);
+        let purged = self.purged.iter().map(|(key, at_ms)| Change::PurgeAnswer { key: *key, at_ms: *at_ms });
+        orgs.chain(models).chain(nodes).chain(purged).chain(keys)
+    }
+
+    /// Everything that makes this state unfit to serve, each with the record at fault; empty if it is fit. Looks at every
+    /// record; after a few changes, [`World::fault`] looks at those.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        let mut digests = BTreeMap::new();
-        for key in self.keys.values() {
-            if !self.orgs.contains_key(&key.organization) {
-                faults.push(format!("key {}: organization {} does not exist", key.id, key.organization));
-            }
-            if let Some(other) = digests.insert(key.digest, key.id) {
-                faults.push(format!("keys {} and {other} have the same digest", key.id));
-            }
-            if admits_nothing(key.limits, &key.model_limits) {
-                faults.push(format!("key {}: a limit of 0 admits nothing; disable the key instead", key.id));
-            }
-        }
-        for org in self.orgs.values().filter(|org| admits_nothing(org.limits, &org.model_limits)) {
-            faults.push(format!("organization {}: a limit of 0 admits nothing; disable its keys instead", org.id));
-        }
-        for model in self.models.values() {
-            if model.context_length == 0 {
-                faults.push(format!("model {}: context_length is 0", model.id));
-            }
-            if model.versions.iter().filter(|v| v.is_default).count() > 1 {
-                faults.push(format!("model {}: more than one default version", model.id));
-            }
-        }
-        for node in self.nodes.values() {
-            if NodeUrl::parse(&node.url).is_none() {
-                faults.push(format!("node {}: url «{}» is not http(s)://host:port", node.name, node.url));
-            }
-        }
-        faults
+        self.changes().filter_map(|change| self.fault(&change)).collect()
     }
 }
 
-fn admits_nothing(limits: RateLimits, models: &ModelLimits) -> bool {
-    limits.has_zero() || models.values().any(|limits| limits.has_zero())
+impl World for Routing {
+    fn has_org(&self, id: &OrgId) -> bool {
+        self.orgs.contains_key(id)
+    }
+
+    fn owns_keys(&self, id: &OrgId) -> bool {
+        self.owned.contains_key(id)
+    }
 }
 
 #[cfg(test)]
@@ -419,15 +421,14 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_dangling_and_doubled_records() {
+    fn faults_name_dangling_records() {
         let org = org();
         let mut routing = Routing::default();
         routing.apply(Change::PutOrg(org.clone()));
         routing.apply(Change::PutKey(key(org.id, KeyDigest::of("a"))));
         assert_eq!(routing.faults(), Vec::<String>::new());
 
-        routing.apply(Change::PutKey(key(org.id, KeyDigest::of("a"))));
-        assert!(routing.faults().iter().any(|f| f.contains("same digest")));
+        assert_eq!(routing.fault(&Change::DropOrg(org.id)), None, "it is there");
         routing.apply(Change::DropOrg(org.id));
         assert!(routing.faults().iter().any(|f| f.contains("does not exist")));
     }
@@ -454,7 +455,7 @@ mod tests {
             let key = CacheKey::of(&at.to_be_bytes());
             routing.apply(Change::PurgeAnswer { key, at_ms: at });
         }
-        assert_eq!(routing.purged.len(), MAX_PURGED);
+        assert_eq!(routing.purged.size(), MAX_PURGED);
         assert!(!routing.purged.contains_key(&CacheKey::of(&0_u64.to_be_bytes())));
     }
 

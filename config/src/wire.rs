@@ -4,7 +4,8 @@
 //! older peer skips fields it does not know and a newer one sees absent optional fields as `None`.
 //! Every stream is opened by the edge or node, and its first frame is an [`Open`].
 
-use crate::routing::{Change, NodeState, Routing, Served};
+use crate::push::EdgeHello;
+use crate::routing::{NodeState, Served};
 use crate::{EventId, Tokens, UsageEvent, Usd};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 /// Protocol name and version that both ends must agree on (TLS ALPN).
 pub const ALPN: &[u8] = b"turnpike/1";
 
-/// Largest frame either side accepts, bytes. A snapshot of a million keys fits.
-pub const MAX_FRAME: usize = 256 << 20;
+/// Largest frame either side accepts, bytes: more than a full delta or usage batch has.
+pub const MAX_FRAME: usize = 32 << 20;
 
 /// Most events in one [`UsageBatch`].
 pub const MAX_BATCH_EVENTS: usize = 4096;
@@ -21,7 +22,8 @@ pub const MAX_BATCH_EVENTS: usize = 4096;
 /// First frame of a stream: what the stream is for.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Open {
-    /// An edge wants routing. The control plane answers with [`PushFrame`]s, the edge with [`PushReply`]s.
+    /// An edge wants routing. The control plane answers with [`crate::push::PushFrame`]s, the edge with
+    /// [`crate::push::PushReply`]s.
     #[n(0)]
     Push(#[n(0)] EdgeHello),
     /// An edge ships usage: [`UsageBatch`]es one way, [`UsageAck`]s the other.
@@ -33,63 +35,9 @@ pub enum Open {
     /// A node ships its ledger: [`LedgerBatch`]es one way, [`LedgerAck`]s the other.
     #[n(3)]
     Ledger,
-}
-
-/// An edge introduces itself. Its name comes from its certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct EdgeHello {
-    /// Region it serves.
-    #[n(0)]
-    pub region: String,
-    /// Version of the routing it already holds; 0 for none.
-    #[n(1)]
-    pub holds: u64,
-    /// Its build, for the operator.
-    #[n(2)]
-    pub build: String,
-}
-
-/// Routing, pushed to an edge.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum PushFrame {
-    /// The whole state; replaces what the edge holds.
-    #[n(0)]
-    Snapshot(#[n(0)] Routing),
-    /// Changes from one version to a later one, in order.
-    #[n(1)]
-    Delta(#[n(0)] Delta),
-}
-
-/// Changes between two versions.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Delta {
-    /// Version the edge must hold to apply this.
-    #[n(0)]
-    pub from: u64,
-    /// Version it holds afterwards.
-    #[n(1)]
-    pub to: u64,
-    /// In order.
-    #[n(2)]
-    pub changes: Vec<Change>,
-}
-
-/// An edge's answer to a [`PushFrame`].
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum PushReply {
-    /// It serves by this version now.
-    #[n(0)]
-    Ack(#[n(0)] u64),
-    /// It refused this version and keeps what it has.
-    #[n(1)]
-    Nack {
-        /// Version refused.
-        #[n(0)]
-        version: u64,
-        /// Why.
-        #[n(1)]
-        reason: String,
-    },
+    /// An edge fetches pieces of a state: [`crate::push::ChunkRequest`]s one way, [`crate::push::ChunkReply`]s the other.
+    #[n(4)]
+    Chunks,
 }
 
 /// A stretch of an edge's journal. `(edge, epoch, seq)` is contiguous; a batch may be sent again after a lost ack. One
@@ -333,11 +281,15 @@ pub fn unframe<'b, T: Decode<'b, ()>>(body: &'b [u8]) -> Result<T, BadFrame> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::Hash;
+    use crate::push::{Delta, Item, PushFrame};
+    use crate::signing::Signature;
     use proptest::prelude::*;
 
     #[test]
     fn a_frame_survives_the_trip() {
-        let delta = PushFrame::Delta(Delta { from: 1, to: 2, changes: vec![Change::DropModel("m".to_owned())] });
+        let entries = vec![Item::Entry(vec![1, 2].into()), Item::Hidden(Hash::of(b"x"))];
+        let delta = PushFrame::Delta(Delta { from: 1, entries, signature: Signature([9; 64]) });
         let bytes = frame(&delta).unwrap_or_default();
         assert_eq!(usize::try_from(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])), Ok(bytes.len() - 4));
         assert_eq!(unframe::<PushFrame>(&bytes[4..]).ok(), Some(delta));

@@ -56,7 +56,7 @@ impl Feed {
         }
         metrics.config_version.set(signed(routing.version));
         metrics.config_faults.set(signed(faults.len() as u64));
-        info!(version = routing.version, keys = routing.keys.len(), models = routing.models.len(), "routing compiled");
+        info!(version = routing.version, keys = routing.keys.size(), models = routing.models.size(), "routing compiled");
         let (current, _) = watch::channel(Arc::new(routing));
         Ok(Self { store, current, recent: Mutex::default(), nudge: Notify::new(), metrics })
     }

@@ -4,11 +4,12 @@
 //! between successive snapshots, so that a push never resets a limit.
 
 use crate::limit::{Limits, Owner};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use turnpike_config::link::{Role, domain};
+use turnpike_config::routing::Map;
 use turnpike_config::{
     CacheKey, KeyDigest, KeyRecord, ModelRecord, NodeRecord, NodeState, NodeUrl, OrgId, OrgRecord, Routing, Tokens, Usd,
 };
@@ -26,7 +27,7 @@ pub(crate) struct Snapshot {
     /// Ids of switched-off models.
     off: HashSet<String>,
     /// Purged answers, with the Unix milliseconds of their purge.
-    purged: BTreeMap<CacheKey, u64>,
+    purged: Map<CacheKey, u64>,
 }
 
 /// An organization with its limits.
@@ -217,7 +218,7 @@ impl Snapshot {
         resolve: &dyn Fn(&NodeUrl) -> Option<SocketAddr>,
     ) -> (Self, Vec<String>) {
         let mut unreachable = Vec::new();
-        let mut nodes = HashMap::with_capacity(routing.nodes.len());
+        let mut nodes = HashMap::with_capacity(routing.nodes.size());
         for record in routing.nodes.values() {
             match compile_node(record, previous, resolve) {
                 Some(node) => drop(nodes.insert(record.name.clone(), Arc::new(node))),
@@ -271,7 +272,7 @@ impl Snapshot {
         resolve: &dyn Fn(&NodeUrl) -> Option<SocketAddr>,
     ) -> Option<Arc<Model>> {
         let nodes = servers.into_iter().map(|node| (node.name.clone(), node)).collect();
-        let models = [(record.id.clone(), record.clone())].into();
+        let models = [(record.id.clone(), record.clone())].into_iter().collect();
         let routing = Routing { nodes, models, ..Routing::default() };
         Self::compile(&routing, self, resolve).0.models.remove(&record.id)
     }

@@ -209,7 +209,7 @@ pub(crate) async fn revoke(context: &Context, operator: Operator, id: Uuid) -> R
     let key = ApiKey { is_active: false, revoked_at: Some(Utc::now()), ..before };
     keys::update(edit.connection(), &key).await?;
     audit(&mut edit, operator, "api_key.revoke", ("api_key", &id.to_string()), json!({})).await?;
-    edit.push(Change::DropKey(KeyId(id)));
+    edit.push(Change::DropKey(key.record()?.digest));
     edit.commit().await?;
     Ok(())
 }

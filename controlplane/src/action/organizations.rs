@@ -167,8 +167,8 @@ pub(crate) async fn delete(context: &Context, operator: Operator, id: Uuid) -> R
         return Err(ActionError::Forbidden(Role::Owner));
     }
     let mut edit = context.feed.edit(operator.name()).await?;
-    for key in keys::ids_of(edit.connection(), id).await? {
-        edit.push(Change::DropKey(KeyId(key)));
+    for digest in keys::digests_of(edit.connection(), id).await? {
+        edit.push(Change::DropKey(digest));
     }
     if !organizations::delete(edit.connection(), id).await? {
         return Err(ActionError::not_found("organization", id));

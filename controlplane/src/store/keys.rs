@@ -132,12 +132,15 @@ pub(crate) async fn list(
     .await?)
 }
 
-/// Ids of the keys of an organization that edges still know.
-pub(crate) async fn ids_of(connection: &mut PgConnection, organization: Uuid) -> Result<Vec<Uuid>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT id FROM api_keys WHERE organization_id = $1 AND revoked_at IS NULL ORDER BY id")
-        .bind(organization)
-        .fetch_all(connection)
-        .await?)
+/// Digests of the keys of an organization that edges still know.
+pub(crate) async fn digests_of(
+    connection: &mut PgConnection,
+    organization: Uuid,
+) -> Result<Vec<KeyDigest>, StoreError> {
+    let sql = "SELECT key_hash FROM api_keys WHERE organization_id = $1 AND revoked_at IS NULL ORDER BY id";
+    let stored: Vec<String> = sqlx::query_scalar(sql).bind(organization).fetch_all(connection).await?;
+    let parse = |hex: &String| KeyDigest::from_hex(hex).ok_or_else(|| StoreError::corrupt("api_keys.key_hash", hex));
+    stored.iter().map(parse).collect()
 }
 
 /// Every key that edges must know.

@@ -40,7 +40,7 @@ impl News {
 
     fn take_keys(&mut self, before: &Routing, now: &Routing, at: Instant) {
         self.told.retain(|_, told| at.duration_since(*told) < RECORD_TTL);
-        let kept = |key: &&KeyRecord| now.keys.get(&key.id).is_some_and(|kept| kept.digest == key.digest);
+        let kept = |key: &&KeyRecord| now.keys.contains_key(&key.digest);
         for key in before.keys.values().filter(|key| !kept(key)) {
             self.tell(key.digest, now.version, None, at);
         }
@@ -51,7 +51,7 @@ impl News {
             .map(|org| org.id)
             .collect();
         for key in now.keys.values() {
-            let changed = before.keys.get(&key.id) != Some(key);
+            let changed = before.keys.get(&key.digest) != Some(key);
             let again = changed_orgs.contains(&key.organization) && self.told.contains_key(&key.digest);
             let Some(organization) = now.orgs.get(&key.organization).filter(|_| changed || again) else { continue };
             let entry = KeyEntry { key: key.clone(), organization: organization.clone() };
