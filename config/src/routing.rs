@@ -4,8 +4,8 @@ use crate::limits::{Budget, ModelLimits, RateLimits};
 use crate::validate::World;
 use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, OrgId, Price, PriceVersion};
 use minicbor::{Decode, Encode};
-use serde::{Deserialize, Serialize};
 use rpds::RedBlackTreeMapSync;
+use serde::{Deserialize, Serialize};
 
 /// Most single answers that can be purged at once; purging more drops the oldest purges.
 pub const MAX_PURGED: usize = 10_000;
