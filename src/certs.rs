@@ -1,6 +1,6 @@
 //! `turnpike certs`: an authority, and certificates for processes.
 
-use crate::pki::{Authority, Subject};
+use crate::pki::{Authority, SigningFiles, Subject};
 use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
 use std::io::Write as _;
@@ -11,6 +11,12 @@ use turnpike_config::link::{Role, domain};
 pub(crate) enum Command {
     /// Make a certificate authority for a deployment: ca.pem, which every process gets, and ca.key, which none does.
     Init {
+        /// Where its files go.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Make the key that signs what edges are told: signing.key for control planes, signing.pub for edges.
+    Signing {
         /// Where its files go.
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
@@ -63,6 +69,10 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         Command::Init { dir } => {
             Authority::create(dir)?;
             writeln!(out, "{}\n{}", dir.join("ca.pem").display(), dir.join("ca.key").display())?;
+        }
+        Command::Signing { dir } => {
+            let files = SigningFiles::create(dir)?;
+            writeln!(out, "{}\n{}", files.key.display(), files.public.display())?;
         }
         Command::Issue { role, name, dir, hosts, days } => {
             let role = Role::from(*role);

@@ -3,7 +3,7 @@
 use crate::private;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PKCS_ED25519, SanType,
 };
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ pub(crate) enum Error {
     /// There is one already.
     #[error("{0} already holds an authority (ca.pem); certificates signed by it would become worthless")]
     AuthorityExists(String),
+    /// There is one already.
+    #[error("{0} already holds a signing key (signing.key); edges that trust it would refuse what another signs")]
+    SigningKeyExists(String),
     /// Not a name that fits into a certificate.
     #[error("«{0}» cannot be a process's name: use a-z, 0-9, - and . in labels of 1 to 63, such as fra-1")]
     Name(String),
@@ -138,6 +141,41 @@ impl Authority {
     }
 }
 
+/// The key by which edges know what the control plane tells them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SigningFiles {
+    /// Private, for the control plane.
+    pub(crate) key: PathBuf,
+    /// Public, for edges.
+    pub(crate) public: PathBuf,
+}
+
+impl SigningFiles {
+    /// Where they lie in a directory.
+    fn in_directory(directory: &Path) -> Self {
+        Self { key: directory.join("signing.key"), public: directory.join("signing.pub") }
+    }
+
+    /// Makes a new pair; refuses to replace one.
+    pub(crate) fn create(directory: &Path) -> Result<Self, Error> {
+        let files = Self::in_directory(directory);
+        if files.key.exists() {
+            return Err(Error::SigningKeyExists(directory.display().to_string()));
+        }
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        // The public half first: a pair is there once its key is.
+        private::write(&files.public, key.public_key_pem())?;
+        private::write(&files.key, key.serialize_pem())?;
+        Ok(files)
+    }
+
+    /// Those in a directory, made if there are none.
+    pub(crate) fn open_or_create(directory: &Path) -> Result<Self, Error> {
+        let files = Self::in_directory(directory);
+        if files.key.exists() { Ok(files) } else { Self::create(directory) }
+    }
+}
+
 fn authority_files(directory: &Path) -> (PathBuf, PathBuf) {
     (directory.join("ca.pem"), directory.join("ca.key"))
 }
@@ -181,7 +219,10 @@ fn host_name(host: &str) -> Result<SanType, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustls_pki_types::pem::PemObject as _;
+    use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
     use turnpike_config::link::{Identity, LinkServer, Peer, TlsFiles, connect};
+    use turnpike_config::signing::{Signer, Trust};
 
     fn identity(files: Files) -> Identity {
         Identity::load(&TlsFiles { ca: files.ca, cert: files.cert, key: files.key }).unwrap()
@@ -207,6 +248,19 @@ mod tests {
         let (accepted, connected) = tokio::join!(accept, connect(&address, &edge));
         assert_eq!(accepted.unwrap().0.name, "fra.1");
         connected.unwrap();
+    }
+
+    #[test]
+    fn a_signing_key_is_what_both_planes_read_and_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = SigningFiles::open_or_create(dir.path()).unwrap();
+        assert_eq!(SigningFiles::open_or_create(dir.path()).unwrap(), files);
+        assert!(matches!(SigningFiles::create(dir.path()), Err(Error::SigningKeyExists(_))));
+        let private = PrivatePkcs8KeyDer::from_pem_file(&files.key).unwrap();
+        let public = SubjectPublicKeyInfoDer::from_pem_file(&files.public).unwrap();
+        let mut trust = Trust::default();
+        trust.add_spki(&public).unwrap();
+        assert_eq!(Signer::from_pkcs8(private.secret_pkcs8_der()).unwrap().trust(), trust);
     }
 
     #[test]

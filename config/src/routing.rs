@@ -291,6 +291,49 @@ pub enum Change {
     },
 }
 
+/// What a change is about: a later change with the same subject supersedes an earlier one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// An organization.
+    Org(OrgId),
+    /// A key.
+    Key(KeyDigest),
+    /// A model.
+    Model(String),
+    /// A node.
+    Node(String),
+    /// A purged answer.
+    Purge(CacheKey),
+}
+
+impl Change {
+    /// What it is about.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::PutOrg(org) => Subject::Org(org.id),
+            Self::DropOrg(id) => Subject::Org(*id),
+            Self::PutKey(key) => Subject::Key(key.digest),
+            Self::DropKey(digest) => Subject::Key(*digest),
+            Self::PutModel(model) => Subject::Model(model.id.clone()),
+            Self::DropModel(id) => Subject::Model(id.clone()),
+            Self::PutNode(node) => Subject::Node(node.name.clone()),
+            Self::DropNode(name) => Subject::Node(name.clone()),
+            Self::PurgeAnswer { key, .. } => Subject::Purge(*key),
+        }
+    }
+
+    /// Whether it takes something away that must not be served a moment longer: a key or a model that is switched off or
+    /// gone. It overtakes what is on its way to an edge, and waits for no stage of a rollout.
+    pub const fn is_urgent(&self) -> bool {
+        match self {
+            Self::PutKey(key) => !key.active,
+            Self::PutModel(model) => !model.active,
+            Self::DropKey(_) | Self::DropModel(_) | Self::DropOrg(_) => true,
+            Self::PutOrg(_) | Self::PutNode(_) | Self::DropNode(_) | Self::PurgeAnswer { .. } => false,
+        }
+    }
+}
+
 /// A map of which a changed copy shares all but the changed path: a new version of a million records costs no more than
 /// what changes in it.
 pub type Map<K, V> = RedBlackTreeMapSync<K, V>;
@@ -310,8 +353,8 @@ pub struct Routing {
     pub nodes: Map<String, NodeRecord>,
     /// Purged answers with the Unix milliseconds of their purge; at most [`MAX_PURGED`].
     pub purged: Map<CacheKey, u64>,
-    /// How many keys each organization has, where it has some.
-    owned: Map<OrgId, u64>,
+    /// How many keys each organization has, where it has some; [`Routing::apply`] counts.
+    pub owned: Map<OrgId, u64>,
 }
 
 impl Routing {
@@ -352,6 +395,17 @@ impl Routing {
             && let Some(oldest) = self.purged.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)
         {
             self.purged.remove_mut(&oldest);
+        }
+    }
+
+    /// The record of a subject as the change that puts it; `None` if there is none.
+    pub fn record(&self, subject: &Subject) -> Option<Change> {
+        match subject {
+            Subject::Org(id) => self.orgs.get(id).cloned().map(Change::PutOrg),
+            Subject::Key(digest) => self.keys.get(digest).cloned().map(Change::PutKey),
+            Subject::Model(id) => self.models.get(id).cloned().map(Change::PutModel),
+            Subject::Node(name) => self.nodes.get(name).cloned().map(Change::PutNode),
+            Subject::Purge(key) => self.purged.get(key).map(|at_ms| Change::PurgeAnswer { key: *key, at_ms: *at_ms }),
         }
     }
 

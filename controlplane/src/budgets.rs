@@ -1,7 +1,7 @@
 //! The budget reconciler: edges are told what organizations have spent, often enough to matter and no oftener.
 
 use crate::context::Context;
-use crate::feed::{Edit, FeedError, MAX_DELTA};
+use crate::feed::{Edit, FeedError};
 use crate::store::billing::{self, Standing};
 use crate::store::config_log;
 use crate::store::partitions::Month;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use turnpike_config::push::MAX_DELTA;
 use turnpike_config::{Budget, Change};
 use uuid::Uuid;
 

@@ -3,6 +3,7 @@
 use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
+use crate::links::Notes;
 use crate::metrics::Metrics;
 use crate::performance::Reported;
 use crate::rollup::Rollup;
@@ -36,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) spending: Arc<Spending>,
     /// Connected edges.
     pub(crate) edges: Roster<()>,
+    /// What is new of edges and not written yet.
+    pub(crate) notes: Notes,
     /// Connected nodes.
     pub(crate) nodes: Roster<NodeLive>,
     /// What invoices say beside usage.

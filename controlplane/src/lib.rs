@@ -27,6 +27,7 @@ mod rollup;
 mod roster;
 mod service;
 mod settings;
+mod signing;
 mod spending;
 mod store;
 mod stripe;

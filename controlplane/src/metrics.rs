@@ -41,6 +41,8 @@ pub(crate) enum PushKind {
     Snapshot,
     /// Changes.
     Delta,
+    /// A change out of turn, for an edge that is busy with a snapshot.
+    Urgent,
 }
 
 /// Answers of the admin API by class.
@@ -72,7 +74,7 @@ label_values!(EventFate {
     BadTime => "bad_time",
     BadValue => "bad_value",
 });
-label_values!(PushKind { Snapshot => "snapshot", Delta => "delta" });
+label_values!(PushKind { Snapshot => "snapshot", Delta => "delta", Urgent => "urgent" });
 label_values!(StatusClass { Ok => "ok", ClientError => "client_error", ServerError => "server_error" });
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -105,6 +107,8 @@ pub(crate) struct Metrics {
     pub(crate) config_faults: Gauge,
     /// Versions that an edge refused.
     pub(crate) push_refusals: Counter,
+    /// From the making of a change until an edge said that it serves by it.
+    pub(crate) propagation: Histogram,
     /// Edges with a push link.
     pub(crate) edges_connected: Gauge,
     /// Nodes with a link.
@@ -173,6 +177,7 @@ impl Metrics {
             config_version: Gauge::default(),
             config_faults: Gauge::default(),
             push_refusals: Counter::default(),
+            propagation: Histogram::new(SECONDS),
             edges_connected: Gauge::default(),
             nodes_connected: Gauge::default(),
             ingest_failures: Counter::default(),
@@ -218,6 +223,12 @@ impl Metrics {
         r.register("config_version", "Version of the routing published to edges", self.config_version.clone());
         r.register("config_faults", "Faults that hold back a newer version", self.config_faults.clone());
         r.register("push_refusals", "Versions refused by an edge", self.push_refusals.clone());
+        r.register_with_unit(
+            "config_propagation",
+            "From the making of a change until an edge serves by it",
+            Unit::Seconds,
+            self.propagation.clone(),
+        );
         r.register("edges_connected", "Edges with a push link", self.edges_connected.clone());
         r.register("nodes_connected", "Nodes with a link", self.nodes_connected.clone());
         r.register("usage_ingest_failures", "Attempts to store a batch that failed", self.ingest_failures.clone());

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::feed::{Feed, FeedError};
 use crate::ingest::Ingest;
 use crate::ledger::{ClickHouse, Ledger, Retention};
-use crate::links;
+use crate::links::{self, Notes};
 use crate::metrics::Metrics;
 use crate::partitions;
 use crate::performance::{self, Recorder, Reported};
@@ -19,6 +19,7 @@ use crate::reconcile;
 use crate::rollup::Rollup;
 use crate::roster::Roster;
 use crate::settings::{Settings, StripeSettings};
+use crate::signing;
 use crate::spending::Spending;
 use crate::store::{ConnectError, Store, StoreError};
 use crate::stripe::{BadSecret, Client, Secret, Stripe};
@@ -53,6 +54,8 @@ enum Cause {
     Link(#[from] LinkError),
     #[error("{}: the certificate is not a control plane's (control.turnpike.internal); check tls.cert", .0.display())]
     Role(PathBuf),
+    #[error(transparent)]
+    Signing(#[from] signing::BadKeyFile),
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -111,6 +114,7 @@ impl ControlPlane {
         if identity.own().map(|own| own.role).ok() != Some(Role::Control) {
             return Err(Cause::Role(settings.tls.cert.clone()));
         }
+        let signer = signing::load(&settings.signing_key)?;
         let unbound = |source| Cause::Listen { address: settings.http_listen, source };
         let http = TcpListener::bind(settings.http_listen).await.map_err(unbound)?;
         let http_address = http.local_addr().map_err(unbound)?;
@@ -119,7 +123,7 @@ impl ControlPlane {
         let store = Store::open(&settings.postgres.0, settings.max_connections).await?;
         partitions::reconcile(&store, Utc::now(), settings.keep_months).await.map_err(Cause::Partitions)?;
         let metrics = Arc::new(Metrics::new());
-        let feed = Arc::new(Feed::load(store.clone(), Arc::clone(&metrics)).await?);
+        let feed = Arc::new(Feed::load(store.clone(), signer, Arc::clone(&metrics)).await?);
         let stripe = settings.stripe.as_ref().map(load_stripe).transpose()?.map(Arc::new);
         let spending = Arc::new(Spending::default());
         let ledger = Arc::new(open_ledger(settings, &store, &metrics).await?);
@@ -144,6 +148,7 @@ impl ControlPlane {
             reported,
             spending,
             edges,
+            notes: Notes::default(),
             nodes,
             invoicing: settings.invoicing.clone(),
             stripe,
@@ -196,6 +201,7 @@ impl ControlPlane {
         tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(reconcile::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(links::write_notes(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));
         tasks.close();

@@ -34,6 +34,7 @@ pub struct Settings {
     pub(crate) http_listen: SocketAddr,
     pub(crate) link_listen: SocketAddr,
     pub(crate) tls: TlsFiles,
+    pub(crate) signing_key: PathBuf,
     pub(crate) postgres: DatabaseUrl,
     pub(crate) max_connections: u32,
     pub(crate) token_file: PathBuf,
@@ -60,6 +61,7 @@ impl Settings {
         let http_listen = fields.required("http.listen");
         let link_listen = fields.required("link.listen");
         let tls = TlsFiles::from_fields(&mut fields);
+        let signing_key = fields.required("signing.key");
         let url: Option<String> = fields.required("postgres.url");
         let max_connections = fields.or("postgres.max_connections", DEFAULT_CONNECTIONS);
         let token_file = fields.required("admin.token_file");
@@ -96,6 +98,7 @@ impl Settings {
                 http_listen: http_listen?,
                 link_listen: link_listen?,
                 tls: tls?,
+                signing_key: signing_key?,
                 postgres: DatabaseUrl(url?),
                 max_connections,
                 token_file: token_file?,
@@ -130,6 +133,7 @@ mod tests {
         http.listen = "127.0.0.1:0"
         link.listen = "127.0.0.1:0"
         tls = { ca = "ca.pem", cert = "cert.pem", key = "key.pem" }
+        signing.key = "signing.key"
         postgres.url = "postgres://turnpike:hush@localhost/turnpike"
         admin.token_file = "token"
     "#;

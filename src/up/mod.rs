@@ -14,6 +14,7 @@ mod stack;
 
 pub(crate) use layout::Running;
 
+use crate::pki::SigningFiles;
 use crate::shutdown;
 use anyhow::Context as _;
 use engine::Choice;
@@ -105,7 +106,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("finding this program's file")?;
     let redis_url = args.redis_url.or_else(|| std::env::var("TURNPIKE_REDIS_URL").ok());
     let clickhouse_url = args.clickhouse_url.or_else(|| std::env::var("TURNPIKE_CLICKHOUSE_URL").ok());
-    let plan = settings::Plan { program, dir: &dir, ports, region: &args.region, redis_url, clickhouse_url };
+    let signing = SigningFiles::open_or_create(&dir.certificates()).context("the signing key")?;
+    let plan = settings::Plan { program, dir: &dir, signing, ports, region: &args.region, redis_url, clickhouse_url };
     let mut stack = Stack::default();
     let started = tokio::select! {
         started = Box::pin(stack.start(&plan, args.engine)) => Some(started),

@@ -26,6 +26,7 @@ pub(super) struct Plan<'a> {
     /// This binary's file, which is every plane's.
     pub(super) program: PathBuf,
     pub(super) dir: &'a DataDir,
+    pub(super) signing: pki::SigningFiles,
     pub(super) ports: Ports,
     pub(super) region: &'a str,
     pub(super) redis_url: Option<String>,
@@ -43,6 +44,7 @@ impl Plan<'_> {
                 ("http", section([("listen", self.ports.admin.to_string().into())])),
                 ("link", section([("listen", self.ports.link.to_string().into())])),
                 ("tls", tls_section(tls)),
+                ("signing", section([("key", path(&self.signing.key))])),
                 ("postgres", section([("url", postgres_url.into())])),
                 ("admin", section([("token_file", path(&self.dir.admin_token_file()))])),
             ]
@@ -63,6 +65,7 @@ impl Plan<'_> {
                 ("admin", section([("listen", self.ports.edge_metrics.to_string().into())])),
                 ("control", section([("address", self.ports.link.to_string().into())])),
                 ("tls", tls_section(tls)),
+                ("signing", section([("trusted", path(&self.signing.public))])),
                 ("drain", drain()),
             ]
             .into_iter()
@@ -138,8 +141,10 @@ mod tests {
             node_metrics: address(6),
         };
         let clickhouse_url = Some("http://u:p@localhost:8123".to_owned());
-        let plan = Plan { program: PathBuf::new(), dir: &dir, ports, region: "eu-1", redis_url: None, clickhouse_url };
         let file = |name: &str| dir.certificates().join(name);
+        let signing = pki::SigningFiles { key: file("signing.key"), public: file("signing.pub") };
+        let (program, region, redis_url) = (PathBuf::new(), "eu-1", None);
+        let plan = Plan { program, dir: &dir, signing, ports, region, redis_url, clickhouse_url };
         let tls = pki::Files { ca: file("ca.pem"), cert: file("x.pem"), key: file("x.key") };
         plan.write_control(&tls, "postgres://postgres@localhost/turnpike?host=%2Ftmp%2Fx").unwrap();
         plan.write_edge(&tls).unwrap();

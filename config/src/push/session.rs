@@ -98,6 +98,23 @@ impl Session {
         Ok(())
     }
 
+    /// A state that was refused may be accepted now.
+    pub const fn try_again(&mut self) {
+        if let Sent::Refused(_) = self.sent {
+            self.sent = Sent::Nothing;
+        }
+    }
+
+    /// Whether an answer is due.
+    pub const fn is_waiting(&self) -> bool {
+        matches!(self.sent, Sent::Delta(_) | Sent::Snapshot(..))
+    }
+
+    /// Whether the edge was sent a manifest and has not answered it.
+    pub const fn is_fetching(&self) -> bool {
+        matches!(self.sent, Sent::Snapshot(..))
+    }
+
     /// What the edge holds, if that is in this log.
     pub const fn held(&self) -> Option<Position> {
         self.held

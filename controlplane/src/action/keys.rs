@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use turnpike_config::{Change, KeyDigest, KeyId, LimitSettings, Permissions};
+use turnpike_config::{Change, KeyDigest, LimitSettings, Permissions};
 use utoipa::ToSchema;
 use uuid::Uuid;
 

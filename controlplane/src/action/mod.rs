@@ -2,6 +2,7 @@
 
 pub(crate) mod billing;
 pub(crate) mod cache;
+pub(crate) mod config;
 pub(crate) mod credit_notes;
 pub(crate) mod invoices;
 pub(crate) mod keys;
@@ -125,7 +126,6 @@ impl From<FeedError> for ActionError {
         match error {
             FeedError::Store(error) => error.into(),
             FeedError::Faults(_) => Self::Conflict(error.to_string()),
-            FeedError::Validation(reason) => Self::Internal(reason),
         }
     }
 }

@@ -4,7 +4,6 @@ use super::{ActionError, Operator, audit};
 use crate::admission::Role;
 use crate::context::Context;
 use crate::roster::LiveReport;
-use crate::store::config_log;
 use crate::store::edges::{self, Edge};
 use crate::store::nodes::{self, Node};
 use serde::Serialize;
@@ -84,16 +83,4 @@ pub(crate) async fn delete_edge(context: &Context, operator: Operator, name: &st
     audit(&mut edit, operator, "edge.delete", ("edge", name), details).await?;
     edit.commit().await?;
     Ok(())
-}
-
-/// Where the log of config changes stands.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct ConfigHead {
-    /// Version of the last committed change; 0 before the first. An edge whose `holds` is not below it knows them all.
-    pub(crate) version: u64,
-}
-
-/// The newest config version.
-pub(crate) async fn config_head(context: &Context) -> Result<ConfigHead, ActionError> {
-    Ok(ConfigHead { version: config_log::head(&mut *context.store.read().await?).await? })
 }

@@ -10,7 +10,7 @@ use crate::store::organizations::{self, Organization, RATE_LIMITS};
 use chrono::Utc;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use turnpike_config::{Change, KeyId, LimitSettings, OrgId};
+use turnpike_config::{Change, LimitSettings, OrgId};
 use utoipa::ToSchema;
 use uuid::Uuid;
 

@@ -1,10 +1,10 @@
-//! `/admin/v1/nodes`, `/admin/v1/edges` and `/admin/v1/config`.
+//! `/admin/v1/nodes` and `/admin/v1/edges`.
 
 use super::ApiState;
 use super::extract::{Page, PageQuery, Path, Query, Window};
 use super::problem::Problem;
 use crate::action::Operator;
-use crate::action::nodes::{self as action, ConfigHead, NodeView};
+use crate::action::nodes::{self as action, NodeView};
 use crate::store::edges::Edge;
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -20,7 +20,6 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(disable))
         .routes(routes!(list_edges))
         .routes(routes!(delete_edge))
-        .routes(routes!(get_config))
 }
 
 /// List nodes in the order of their names.
@@ -84,11 +83,4 @@ async fn delete_edge(
 ) -> Result<StatusCode, Problem> {
     action::delete_edge(&state.context, operator, &name).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Get the newest config version, to compare with what edges hold.
-#[utoipa::path(get, path = "/admin/v1/config", tag = "fleet",
-    responses((status = 200, body = ConfigHead), (status = "4XX", body = Problem)))]
-async fn get_config(State(state): State<ApiState>) -> Result<Json<ConfigHead>, Problem> {
-    Ok(Json(action::config_head(&state.context).await?))
 }

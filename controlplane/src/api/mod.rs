@@ -2,6 +2,7 @@
 
 mod billing;
 mod cache;
+mod config;
 mod csv;
 mod extract;
 mod fleet;
@@ -81,6 +82,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(models::routes())
         .merge(prices::routes())
         .merge(fleet::routes())
+        .merge(config::routes())
         .merge(usage::routes())
         .merge(performance::routes())
         .merge(reconcile::routes())

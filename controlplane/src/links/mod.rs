@@ -3,8 +3,11 @@
 mod edge;
 mod ledger;
 mod node;
+mod notes;
+mod push;
 mod watch;
 
+pub(crate) use notes::{Notes, run as write_notes};
 pub(crate) use watch::watch_silence;
 
 use crate::context::Context;
@@ -104,9 +107,10 @@ async fn converse(
     };
     match (open, peer.role) {
         (Some(Open::Push(hello)), Role::Edge) => {
-            Box::pin(edge::push(&peer.name, &hello, stream, connection, context, stop)).await
+            Box::pin(push::push(&peer.name, &hello, stream, connection, context, stop)).await
         }
         (Some(Open::Usage), Role::Edge) => Box::pin(edge::usage(&peer.name, stream, connection, context, stop)).await,
+        (Some(Open::Chunks), Role::Edge) => Box::pin(push::chunks(stream, context, stop)).await,
         (Some(Open::Node(hello)), Role::Node) => {
             Box::pin(node::serve(&peer.name, hello, stream, connection, context, stop)).await
         }
@@ -114,7 +118,7 @@ async fn converse(
             Box::pin(ledger::serve(&peer.name, stream, connection, context, stop)).await
         }
         (Some(Open::Ledger), _) => refuse("ledger"),
-        (Some(Open::Push(_)), _) => refuse("push"),
+        (Some(Open::Push(_) | Open::Chunks), _) => refuse("push"),
         (Some(Open::Usage), _) => refuse("usage"),
         (Some(Open::Node(_)), _) => refuse("node"),
         (None, _) => Ok(()),

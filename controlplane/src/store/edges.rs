@@ -4,6 +4,7 @@ use super::{PgConnection, StoreError};
 use crate::watermarks::Mark;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// An edge proxy as last seen.
@@ -29,54 +30,57 @@ pub(crate) struct Edge {
     pub(crate) began_to: Option<DateTime<Utc>>,
 }
 
-/// Notes that an edge connected.
-pub(crate) async fn connected(
-    connection: &mut PgConnection,
-    name: &str,
-    region: &str,
-    build: &str,
-    holds: u64,
-) -> Result<(), StoreError> {
+/// What is new of an edge.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// It connected: its region and its build.
+    pub(crate) hello: Option<(String, String)>,
+    /// Whether its push link is up.
+    pub(crate) connected: Option<bool>,
+    /// The version that it serves by.
+    pub(crate) holds: Option<u64>,
+    /// How it answered the last time: why it refused, or `None` if it did not.
+    pub(crate) answer: Option<Option<String>>,
+}
+
+impl News {
+    /// Takes in what is newer.
+    pub(crate) fn update(&mut self, newer: Self) {
+        self.hello = newer.hello.or(self.hello.take());
+        self.connected = newer.connected.or(self.connected);
+        self.holds = newer.holds.or(self.holds);
+        self.answer = newer.answer.or(self.answer.take());
+    }
+}
+
+/// Notes what is new of some edges.
+pub(crate) async fn note(connection: &mut PgConnection, news: &BTreeMap<String, News>) -> Result<(), StoreError> {
+    let hellos: Vec<_> = news.iter().filter_map(|(name, news)| Some((name.as_str(), news.hello.as_ref()?))).collect();
     sqlx::query(
-        "INSERT INTO edges (name, region, build, holds, connected, last_seen_at) VALUES ($1, $2, $3, $4, true, now())
-         ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, holds = excluded.holds,
-             connected = true, last_seen_at = now(), linked_at = now()",
+        "INSERT INTO edges (name, region, build, connected, last_seen_at)
+         SELECT name, region, build, true, now() FROM unnest($1::text[], $2::text[], $3::text[]) AS new (name, region, build)
+         ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, linked_at = now()",
     )
-    .bind(name)
-    .bind(region)
-    .bind(build)
-    .bind(i64::try_from(holds).unwrap_or(i64::MAX))
+    .bind(hellos.iter().map(|(name, _)| *name).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, (region, _))| region.as_str()).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, (_, build))| build.as_str()).collect::<Vec<_>>())
+    .execute(&mut *connection)
+    .await?;
+    let holds = |news: &News| news.holds.map(|holds| i64::try_from(holds).unwrap_or(i64::MAX));
+    sqlx::query(
+        "UPDATE edges SET connected = coalesce(new.connected, edges.connected), holds = coalesce(new.holds, edges.holds),
+             last_nack = CASE WHEN new.answered THEN new.nack ELSE edges.last_nack END, last_seen_at = now()
+         FROM unnest($1::text[], $2::boolean[], $3::bigint[], $4::boolean[], $5::text[])
+             AS new (name, connected, holds, answered, nack)
+         WHERE edges.name = new.name",
+    )
+    .bind(news.keys().map(String::as_str).collect::<Vec<_>>())
+    .bind(news.values().map(|news| news.connected).collect::<Vec<_>>())
+    .bind(news.values().map(holds).collect::<Vec<_>>())
+    .bind(news.values().map(|news| news.answer.is_some()).collect::<Vec<_>>())
+    .bind(news.values().map(|news| news.answer.as_ref().and_then(Option::as_deref)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
-    Ok(())
-}
-
-/// Notes what an edge serves by now.
-pub(crate) async fn acked(connection: &mut PgConnection, name: &str, holds: u64) -> Result<(), StoreError> {
-    sqlx::query("UPDATE edges SET holds = $2, last_nack = NULL, last_seen_at = now() WHERE name = $1")
-        .bind(name)
-        .bind(i64::try_from(holds).unwrap_or(i64::MAX))
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// Notes that an edge refused a version.
-pub(crate) async fn nacked(connection: &mut PgConnection, name: &str, reason: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE edges SET last_nack = $2, last_seen_at = now() WHERE name = $1")
-        .bind(name)
-        .bind(reason)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// Notes that an edge's push link ended.
-pub(crate) async fn disconnected(connection: &mut PgConnection, name: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE edges SET connected = false, last_seen_at = now() WHERE name = $1")
-        .bind(name)
-        .execute(connection)
-        .await?;
     Ok(())
 }
 

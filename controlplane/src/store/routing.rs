@@ -1,12 +1,14 @@
 //! The whole routing state, compiled from the tables.
 
+use super::config_log::Head;
 use super::{Store, StoreError, config_log, keys, models, nodes, organizations, prices, purges, versions};
 use turnpike_config::{Change, Routing};
 
-/// Reads every record that edges must know, and the version that they add up to, at one moment.
-pub(crate) async fn load(store: &Store) -> Result<Routing, StoreError> {
+/// Reads every record that edges must know, and where in the log they are, at one moment.
+pub(crate) async fn load(store: &Store) -> Result<(Head, Routing), StoreError> {
     let mut tx = store.begin_snapshot().await?;
-    let mut routing = Routing { version: config_log::head(&mut tx).await?, ..Routing::default() };
+    let head = config_log::head(&mut tx).await?;
+    let mut routing = Routing { version: head.at.version, ..Routing::default() };
     for org in organizations::all(&mut tx).await? {
         routing.apply(Change::PutOrg(org.record()));
     }
@@ -25,5 +27,5 @@ pub(crate) async fn load(store: &Store) -> Result<Routing, StoreError> {
         routing.apply(Change::PurgeAnswer { key, at_ms });
     }
     tx.rollback().await?;
-    Ok(routing)
+    Ok((head, routing))
 }

@@ -131,7 +131,7 @@ async fn the_newest_purges_are_kept_up_to_a_bound() {
     plane.restart().await;
     let mut edge = Edge::connect(&plane, "e1", Routing::default()).await;
     edge.next().await;
-    assert_eq!(edge.routing.purged.len(), MAX_PURGED);
+    assert_eq!(edge.routing.purged.size(), MAX_PURGED);
     assert!(edge.routing.purged.contains_key(&CacheKey::from_hex(&key).unwrap()));
     let oldest = CacheKey::from_hex(&format!("{MAX_PURGED:064x}")).unwrap();
     assert!(!edge.routing.purged.contains_key(&oldest));

@@ -145,7 +145,7 @@ async fn without_postgresql_links_stay_nothing_is_acked_and_the_api_says_503() {
     assert_eq!((&usage["data"][0]["prompt_tokens"], &usage["data"][0]["cost_usd"]), (&json!(3), &json!("0.00003")));
     // The links are the same ones, and changes flow again.
     plane.organization("after").await;
-    edge.until("the change", |routing| routing.orgs.len() == 2).await;
+    edge.until("the change", |routing| routing.orgs.size() == 2).await;
 }
 
 #[tokio::test]

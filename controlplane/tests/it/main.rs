@@ -15,6 +15,7 @@ mod feed;
 mod invoices;
 mod lifecycle;
 mod limits;
+mod log;
 mod metering;
 mod node_ledger;
 mod nodes;

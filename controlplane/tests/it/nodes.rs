@@ -5,7 +5,9 @@ use crate::plane::{PATIENCE, Plane, eventually};
 use reqwest::Method;
 use tokio::time::{Instant, timeout};
 use turnpike_config::link::Role;
-use turnpike_config::wire::{EdgeHello, NodeReply, Open};
+use turnpike_config::log::Position;
+use turnpike_config::push::EdgeHello;
+use turnpike_config::wire::{NodeReply, Open};
 use turnpike_config::{NodeState, Routing};
 
 #[tokio::test]
@@ -88,7 +90,7 @@ async fn a_node_that_is_not_back_after_a_restart_is_lost() {
 #[tokio::test]
 async fn a_role_opens_only_its_own_streams() {
     let plane = Plane::start().await;
-    let hello = EdgeHello { region: "eu".to_owned(), holds: 0, build: "test".to_owned() };
+    let hello = EdgeHello { region: "eu".to_owned(), holds: Position::default(), build: "test".to_owned() };
     let strangers = [
         (Role::Edge, Open::Node(node_hello("https://10.0.0.1:9000"))),
         (Role::Node, Open::Push(hello)),

@@ -4,11 +4,12 @@ use crate::plane::{PATIENCE, Plane};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
 use turnpike_config::link::{Role, connect, read_frame, write_frame};
+use turnpike_config::log::{Hash, Position};
+use turnpike_config::push::chunks::Chunk;
+use turnpike_config::push::{ChunkReply, ChunkRequest, Follower, PushFrame, PushReply, Refusal, Step};
 use turnpike_config::routing::Served;
-use turnpike_config::wire::{
-    DayCount, EdgeHello, NodeHello, NodeReply, NodeReport, Open, PushFrame, PushReply, UsageAck, UsageBatch, Watermark,
-};
-use turnpike_config::{NodeState, Routing, UsageEvent};
+use turnpike_config::wire::{DayCount, NodeHello, NodeReply, NodeReport, Open, UsageAck, UsageBatch, Watermark};
+use turnpike_config::{Change, NodeState, Routing, UsageEvent};
 
 /// A link with one stream.
 pub(crate) struct Link {
@@ -34,33 +35,77 @@ pub(crate) enum Kind {
     Delta,
 }
 
+/// What an edge holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) routing: Routing,
+    pub(crate) at: Position,
+}
+
 pub(crate) struct Edge {
     pub(crate) link: Link,
     pub(crate) routing: Routing,
+    pub(crate) follower: Follower,
 }
 
 impl Edge {
-    pub(crate) async fn connect(plane: &Plane, name: &str, holds: Routing) -> Self {
-        let hello = EdgeHello { region: "eu".to_owned(), holds: holds.version, build: "test".to_owned() };
-        Self { link: Link::open(plane, Role::Edge, name, Open::Push(hello)).await, routing: holds }
+    pub(crate) async fn connect(plane: &Plane, name: &str, routing: Routing) -> Self {
+        Self::come_back(plane, name, Held { routing, at: Position::default() }).await
     }
 
-    /// Takes the next frame without answering.
+    pub(crate) async fn come_back(plane: &Plane, name: &str, held: Held) -> Self {
+        let follower = Follower::new(name.to_owned(), "eu".to_owned(), plane.trust(), held.at);
+        let link = Link::open(plane, Role::Edge, name, Open::Push(follower.hello("test"))).await;
+        Self { link, routing: held.routing, follower }
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        Held { routing: self.routing.clone(), at: self.follower.held() }
+    }
+
+    /// Takes the next frame that wants an answer, without answering.
     pub(crate) async fn take(&mut self) -> Kind {
-        let frame = timeout(PATIENCE, read_frame::<PushFrame>(&mut self.link.recv)).await.expect("a frame in time");
-        match frame.unwrap().expect("the stream is open") {
-            PushFrame::Snapshot(routing) => {
-                self.routing = routing;
-                Kind::Snapshot
-            }
-            PushFrame::Delta(delta) => {
-                assert_eq!(delta.from, self.routing.version, "a delta fits what the edge holds");
-                assert_eq!(delta.changes.len() as u64, delta.to - delta.from, "one change per version");
-                delta.changes.into_iter().for_each(|change| self.routing.apply(change));
-                self.routing.version = delta.to;
-                Kind::Delta
+        loop {
+            let frame = timeout(PATIENCE, read_frame::<PushFrame>(&mut self.link.recv)).await.expect("a frame in time");
+            match self.follower.take(frame.unwrap().expect("the stream is open")).expect("it is right") {
+                Step::Apply { changes, to } => {
+                    changes.into_iter().for_each(|change| self.routing.apply(change));
+                    self.adopt(to);
+                    return Kind::Delta;
+                }
+                Step::Fetch(manifest) => {
+                    self.routing = Routing::default();
+                    for hash in manifest.chunks {
+                        self.fetch(hash).await.into_iter().for_each(|change| self.routing.apply(change));
+                    }
+                    self.follower.pending(manifest.at.version).for_each(|change| self.routing.apply(change));
+                    self.adopt(manifest.at);
+                    return Kind::Snapshot;
+                }
+                Step::ApplyNow(change) => self.routing.apply(change),
+                Step::Held(_) => return Kind::Snapshot,
+                Step::Nothing => {}
             }
         }
+    }
+
+    /// Takes the next frame, which is refused.
+    pub(crate) async fn refused(&mut self) -> Refusal {
+        let frame = timeout(PATIENCE, read_frame::<PushFrame>(&mut self.link.recv)).await.expect("a frame in time");
+        self.follower.take(frame.unwrap().expect("the stream is open")).expect_err("it is refused")
+    }
+
+    fn adopt(&mut self, to: Position) {
+        self.routing.version = to.version;
+        self.follower.adopt(to);
+    }
+
+    pub(crate) async fn fetch(&self, hash: Hash) -> Vec<Change> {
+        let (mut send, mut recv) = self.link.connection.open_bi().await.unwrap();
+        write_frame(&mut send, &Open::Chunks).await.unwrap();
+        write_frame(&mut send, &ChunkRequest { hash }).await.unwrap();
+        let reply = timeout(PATIENCE, read_frame::<ChunkReply>(&mut recv)).await.expect("a chunk in time");
+        Chunk::open(hash, &reply.unwrap().unwrap().bytes.expect("the chunk is kept")).unwrap()
     }
 
     pub(crate) async fn reply(&mut self, reply: PushReply) {
@@ -69,7 +114,7 @@ impl Edge {
 
     pub(crate) async fn next(&mut self) -> Kind {
         let kind = self.take().await;
-        self.reply(PushReply::Ack(self.routing.version)).await;
+        self.reply(PushReply::Ack(self.follower.held())).await;
         kind
     }
 

@@ -1,6 +1,6 @@
 //! A running control plane with a database and an authority of its own.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData as _};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{Identity, Role, TlsFiles, domain};
+use turnpike_config::signing::Trust;
 use turnpike_controlplane::{ControlPlane, Error, Settings};
 use turnpike_parts::clickhouse::ClickHouse;
 use turnpike_parts::postgres::Postgres;
@@ -78,6 +79,7 @@ pub(crate) struct Plane {
     http: Client,
     directory: TempDir,
     issuer: Issuer<'static, KeyPair>,
+    signing: KeyPair,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<(), Error>>>,
 }
@@ -101,6 +103,8 @@ impl Plane {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         std::fs::write(directory.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let signing = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        std::fs::write(directory.path().join("signing.key"), signing.serialize_pem()).unwrap();
         let tokens = format!("{OWNER}\nadmin:{ADMIN}\nviewer:{VIEWER}\n");
         std::fs::write(directory.path().join("tokens"), tokens).unwrap();
         let mut plane = Self {
@@ -111,6 +115,7 @@ impl Plane {
             base: String::new(),
             http: Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
             issuer: Issuer::new(params, key),
+            signing,
             directory,
             stop: CancellationToken::new(),
             running: None,
@@ -128,6 +133,13 @@ impl Plane {
         self.running = Some(tokio::spawn(control.serve(self.stop.clone())));
     }
 
+    /// Whom its edges trust.
+    pub(crate) fn trust(&self) -> Trust {
+        let mut trust = Trust::default();
+        trust.add_spki(&self.signing.subject_public_key_info()).unwrap();
+        trust
+    }
+
     /// Why one that was stopped does not start.
     pub(crate) async fn start_fails(&self) -> String {
         ControlPlane::start(&self.settings()).await.err().expect("it does not start").to_string()
@@ -137,10 +149,11 @@ impl Plane {
         let files = self.files("control");
         let text = format!(
             "region = \"test\"\nhttp.listen = \"127.0.0.1:0\"\nlink.listen = \"{}\"\nadmin.token_file = {:?}\n\
-             tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n\
+             signing.key = {:?}\ntls = {{ ca = {:?}, cert = {:?}, key = {:?} }}\npostgres.url = \"{}\"\n\
              {}{}\n",
             self.link,
             self.directory.path().join("tokens"),
+            self.directory.path().join("signing.key"),
             files.ca,
             files.cert,
             files.key,

@@ -72,8 +72,10 @@ impl Fleet {
         let postgres = tokio::task::spawn_blocking(|| Postgres::start_temporary().unwrap()).await.unwrap();
         let url = postgres.create_database(DATABASE).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let init = turnpike().args(["certs", "init", "--dir"]).arg(directory.path().join("certs")).output().unwrap();
-        assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
+        for what in ["init", "signing"] {
+            let made = turnpike().args(["certs", what, "--dir"]).arg(directory.path().join("certs")).output().unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        }
         let (admin_port, link_port) = (free_port(), free_udp_port());
         let mut fleet = Self {
             admin: Admin { base: format!("http://127.0.0.1:{admin_port}"), token: TOKEN.to_owned() },
@@ -105,8 +107,9 @@ impl Fleet {
         std::fs::write(&token_file, TOKEN).unwrap();
         let settings = format!(
             "region = \"here\"\nhttp.listen = \"127.0.0.1:{admin_port}\"\nlink.listen = \"127.0.0.1:{link_port}\"\n\
-             postgres.url = \"{postgres_url}\"\nadmin.token_file = \"{}\"\n{more}",
-            token_file.display()
+             postgres.url = \"{postgres_url}\"\nadmin.token_file = \"{}\"\nsigning.key = \"{}\"\n{more}",
+            token_file.display(),
+            self.path("certs").join("signing.key").display()
         );
         self.write("control", "control", &settings, admin_port);
     }
@@ -117,8 +120,10 @@ impl Fleet {
         let (port, admin_port) = (free_port(), free_port());
         let settings = format!(
             "region = \"here\"\ndata_dir = \"{}\"\nhttp.listen = \"127.0.0.1:{port}\"\n\
-             admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = \"127.0.0.1:{link_port}\"\n{more}\n",
-            self.path(&format!("{name}-data")).display()
+             admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = \"127.0.0.1:{link_port}\"\n\
+             signing.trusted = \"{}\"\n{more}\n",
+            self.path(&format!("{name}-data")).display(),
+            self.path("certs").join("signing.pub").display()
         );
         self.write(name, "edge", &settings, admin_port);
         self.start_plane(name).await;

@@ -1,0 +1,84 @@
+//! A change in the making.
+
+use super::{Feed, FeedError, recent};
+use crate::store::config_log::{self, Head, NewEntry};
+use crate::store::{PgConnection, StoreError, Tx};
+use turnpike_config::log::{Audience, Entry};
+use turnpike_config::push::MAX_DELTA;
+use turnpike_config::{Change, Routing, World as _};
+
+/// Rows and log in one transaction, rolled back unless committed.
+pub(crate) struct Edit<'f> {
+    pub(super) feed: &'f Feed,
+    pub(super) tx: Tx,
+    pub(super) head: Head,
+    pub(super) entries: Vec<Entry>,
+    pub(super) author: String,
+    pub(super) reason: Option<String>,
+}
+
+impl Edit<'_> {
+    /// The connection inside the transaction.
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.tx
+    }
+
+    /// Notes what edges must be told.
+    pub(crate) fn push(&mut self, change: Change) {
+        self.entries.push(Entry { change, audience: None });
+    }
+
+    /// Notes what some edges must be told.
+    pub(crate) fn push_to(&mut self, audience: Audience, change: Change) {
+        self.entries.push(Entry { change, audience: Some(audience) });
+    }
+
+    /// Says why, for whoever reads the log.
+    pub(crate) fn because(&mut self, reason: impl Into<String>) {
+        self.reason = Some(reason.into());
+    }
+
+    /// Commits the rows and their changes, or neither. Returns the version at which edges will know.
+    pub(crate) async fn commit(mut self) -> Result<u64, FeedError> {
+        if self.entries.is_empty() {
+            self.tx.commit().await.map_err(StoreError::from)?;
+            return Ok(self.head.at.version);
+        }
+        let entries = self.validated().await?;
+        let words = (self.author.as_str(), self.reason.as_deref());
+        let at = config_log::append(&mut self.tx, self.head.at, &entries, words).await?;
+        self.tx.commit().await.map_err(StoreError::from)?;
+        self.feed.nudge();
+        Ok(at.version)
+    }
+
+    /// The entries with what was before them. Refuses changes that edges could not serve by; faults that were there before
+    /// do not stand in the way of a repair.
+    async fn validated(&mut self) -> Result<Vec<NewEntry>, FeedError> {
+        let mut routing = self.routing().await?;
+        let mut entries = Vec::with_capacity(self.entries.len());
+        // What is for some is checked as if it were for all.
+        for entry in std::mem::take(&mut self.entries) {
+            let before = routing.record(&entry.change.subject());
+            routing.apply(entry.change.clone());
+            entries.push(NewEntry { entry, before });
+        }
+        let faults: Vec<String> = entries.iter().filter_map(|new| routing.fault(&new.entry.change)).collect();
+        if faults.is_empty() { Ok(entries) } else { Err(FeedError::Faults(faults)) }
+    }
+
+    /// The state before this change.
+    async fn routing(&mut self) -> Result<Routing, FeedError> {
+        let current = self.feed.current();
+        let mut routing = current.compiled.routing.clone();
+        let mut at = current.at().version;
+        while at < self.head.at.version {
+            let page = config_log::since(&mut self.tx, at, MAX_DELTA).await?;
+            let Some(last) = page.last() else { break };
+            at = last.at.version;
+            let for_all = page.into_iter().filter(|logged| logged.entry.audience.is_none()).collect();
+            recent::changes(for_all).for_each(|change| routing.apply(change));
+        }
+        Ok(routing)
+    }
+}

@@ -1,0 +1,125 @@
+//! States in chunks, for edges that are too far behind. Made when one asks, and kept while some may still fetch.
+
+use super::Published;
+use super::recent::{Frame, encode};
+use minicbor::bytes::ByteVec;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tracing::{error, info};
+use turnpike_config::log::{Hash, Position};
+use turnpike_config::push::chunks::{Chunk, cut};
+use turnpike_config::push::{MAX_DELTA, Manifest, PushFrame};
+use turnpike_config::signing::Signer;
+
+/// A snapshot this many versions old is given out still: what is missing comes as a delta afterwards.
+const STALE: u64 = MAX_DELTA as u64 / 2;
+/// Kept this long after it was last given out.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// A state in chunks.
+#[derive(Debug)]
+struct Snapshot {
+    at: Position,
+    chunks: Vec<Hash>,
+    used: Instant,
+}
+
+/// The newest snapshot, and the chunks that edges may be fetching.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    /// Held while one is made: all who ask meanwhile get the same.
+    newest: tokio::sync::Mutex<Option<Snapshot>>,
+    /// By hash, with when they were last given out in a manifest.
+    chunks: Mutex<HashMap<Hash, (ByteVec, Instant)>>,
+}
+
+impl Snapshots {
+    /// The manifest for an edge, and where it leads. `after`: what the edge holds, if it is in this log.
+    pub(crate) async fn manifest(
+        &self,
+        published: &Published,
+        (edge, region): (&str, &str),
+        after: u64,
+        signer: &Signer,
+    ) -> Option<(Frame, Position)> {
+        let now = Instant::now();
+        let (at, mut hashes) = {
+            let mut newest = self.newest.lock().await;
+            let head = published.at().version;
+            let usable = newest.as_ref().is_some_and(|kept| {
+                kept.at.version >= after && kept.at.version <= head && head - kept.at.version <= STALE
+            });
+            // What some are told instead belongs to the head.
+            if !usable || !published.compiled.staged.is_empty() {
+                *newest = Some(self.cut(published, now).await?);
+            }
+            let kept = newest.as_mut()?;
+            kept.used = now;
+            (kept.at, kept.chunks.clone())
+        };
+        let staged = published.compiled.staged.changes_for(edge, region);
+        if !staged.is_empty() {
+            let chunk = Chunk::pack(&staged).inspect_err(|error| error!(%error, edge, "what is staged")).ok()?;
+            hashes.push(chunk.hash);
+            self.chunks().insert(chunk.hash, (chunk.bytes, now));
+        }
+        self.touch(&hashes, now);
+        let manifest = Manifest::new(at, hashes, published.rewinds_from, signer);
+        Some((encode(&PushFrame::Manifest(manifest))?, at))
+    }
+
+    async fn cut(&self, published: &Published, now: Instant) -> Option<Snapshot> {
+        let (routing, at) = (published.compiled.routing.clone(), published.at());
+        let started = Instant::now();
+        // Off the runtime's workers: the state may hold a million keys.
+        let cut = tokio::task::spawn_blocking(move || cut(&routing)).await;
+        let chunks = match cut {
+            Ok(Ok(chunks)) => chunks,
+            Ok(Err(error)) => {
+                error!(%error, "the state cannot be cut into chunks; edges that need it wait");
+                return None;
+            }
+            Err(error) => {
+                error!(%error, "cutting the state into chunks broke off; edges that need it wait");
+                return None;
+            }
+        };
+        let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
+        info!(version = at.version, chunks = chunks.len(), bytes, took = ?started.elapsed(), "snapshot made");
+        let hashes = chunks.iter().map(|chunk| chunk.hash).collect();
+        self.chunks().extend(chunks.into_iter().map(|chunk| (chunk.hash, (chunk.bytes, now))));
+        Some(Snapshot { at, chunks: hashes, used: now })
+    }
+
+    /// A chunk, if it is kept.
+    pub(crate) fn chunk(&self, hash: Hash) -> Option<ByteVec> {
+        let mut chunks = self.chunks();
+        let (bytes, used) = chunks.get_mut(&hash)?;
+        *used = Instant::now();
+        Some(bytes.clone())
+    }
+
+    /// Lets go of what nobody has asked for lately.
+    pub(crate) async fn forget_old(&self, now: Instant) {
+        let is_old = |used: Instant| now.duration_since(used) > KEPT;
+        let mut newest = self.newest.lock().await;
+        if newest.as_ref().is_some_and(|kept| is_old(kept.used)) {
+            *newest = None;
+        }
+        self.chunks().retain(|_, (_, used)| !is_old(*used));
+    }
+
+    fn touch(&self, hashes: &[Hash], now: Instant) {
+        let mut chunks = self.chunks();
+        for hash in hashes {
+            if let Some((_, used)) = chunks.get_mut(hash) {
+                *used = now;
+            }
+        }
+    }
+
+    fn chunks(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, (ByteVec, Instant)>> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,25 @@
+-- The log of changes as edges check it: every entry as the bytes that are hashed and sent, each tied to all before it.
+
+-- Where the log is. `chain` starts as a number drawn for this database alone, so that two logs are never taken for one.
+CREATE TABLE config_head (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    version bigint NOT NULL CHECK (version >= 0),
+    chain bytea NOT NULL CHECK (octet_length(chain) = 32),
+    -- Edges that hold another log's version up to this may go back to this one's: the database was restored.
+    rewinds_from bigint NOT NULL DEFAULT 0 CHECK (rewinds_from >= 0),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The log so far was not kept in that form. It has told every edge all there was, and the tables hold what it led to.
+INSERT INTO config_head (version, chain)
+SELECT coalesce(max(version), 0), decode(replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''), 'hex')
+FROM config_log;
+DELETE FROM config_log;
+
+ALTER TABLE config_log
+    ADD COLUMN entry bytea NOT NULL,
+    ADD COLUMN chain bytea NOT NULL CHECK (octet_length(chain) = 32),
+    -- Who is told; null is everybody.
+    ADD COLUMN audience jsonb,
+    -- The record before the change, as a change that brings it back; null if there was none.
+    ADD COLUMN before jsonb;
