@@ -1,6 +1,7 @@
 //! What an edge must know to serve: organizations, keys, models and nodes, as one versioned state plus changes to it.
 
 use crate::limits::{Budget, ModelLimits, RateLimits};
+use crate::route::{RouteId, RouteRecord};
 use crate::validate::World;
 use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, OrgId, Price, PriceVersion};
 use minicbor::{Decode, Encode};
@@ -289,6 +290,12 @@ pub enum Change {
         #[n(1)]
         at_ms: u64,
     },
+    /// Adds or replaces a route.
+    #[n(9)]
+    PutRoute(#[n(0)] RouteRecord),
+    /// Removes a route.
+    #[n(10)]
+    DropRoute(#[n(0)] RouteId),
 }
 
 /// What a change is about: a later change with the same subject supersedes an earlier one.
@@ -304,6 +311,8 @@ pub enum Subject {
     Node(String),
     /// A purged answer.
     Purge(CacheKey),
+    /// A route.
+    Route(RouteId),
 }
 
 impl Change {
@@ -319,17 +328,22 @@ impl Change {
             Self::PutNode(node) => Subject::Node(node.name.clone()),
             Self::DropNode(name) => Subject::Node(name.clone()),
             Self::PurgeAnswer { key, .. } => Subject::Purge(*key),
+            Self::PutRoute(route) => Subject::Route(route.id.clone()),
+            Self::DropRoute(id) => Subject::Route(id.clone()),
         }
     }
 
     /// Whether it takes something away that must not be served a moment longer: a key or a model that is switched off or
-    /// gone. It overtakes what is on its way to an edge, and waits for no stage of a rollout.
+    /// gone, a name under maintenance. It overtakes what is on its way to an edge, and waits for no stage of a rollout.
     pub const fn is_urgent(&self) -> bool {
         match self {
             Self::PutKey(key) => !key.active,
             Self::PutModel(model) => !model.active,
+            Self::PutRoute(route) => route.policy.maintenance.is_some(),
             Self::DropKey(_) | Self::DropModel(_) | Self::DropOrg(_) => true,
-            Self::PutOrg(_) | Self::PutNode(_) | Self::DropNode(_) | Self::PurgeAnswer { .. } => false,
+            Self::PutOrg(_) | Self::PutNode(_) | Self::DropNode(_) | Self::PurgeAnswer { .. } | Self::DropRoute(_) => {
+                false
+            }
         }
     }
 }
@@ -353,6 +367,8 @@ pub struct Routing {
     pub nodes: Map<String, NodeRecord>,
     /// Purged answers with the Unix milliseconds of their purge; at most [`MAX_PURGED`].
     pub purged: Map<CacheKey, u64>,
+    /// Routes by name.
+    pub routes: Map<RouteId, RouteRecord>,
     /// How many keys each organization has, where it has some; [`Routing::apply`] counts.
     pub owned: Map<OrgId, u64>,
 }
@@ -370,6 +386,8 @@ impl Routing {
             Change::PutNode(node) => self.nodes.insert_mut(node.name.clone(), node),
             Change::DropNode(name) => drop(self.nodes.remove_mut(&name)),
             Change::PurgeAnswer { key, at_ms } => self.purge(key, at_ms),
+            Change::PutRoute(route) => self.routes.insert_mut(route.id.clone(), route),
+            Change::DropRoute(id) => drop(self.routes.remove_mut(&id)),
         }
     }
 
@@ -405,6 +423,7 @@ impl Routing {
             Subject::Key(digest) => self.keys.get(digest).cloned().map(Change::PutKey),
             Subject::Model(id) => self.models.get(id).cloned().map(Change::PutModel),
             Subject::Node(name) => self.nodes.get(name).cloned().map(Change::PutNode),
+            Subject::Route(id) => self.routes.get(id).cloned().map(Change::PutRoute),
             Subject::Purge(key) => self.purged.get(key).map(|at_ms| Change::PurgeAnswer { key: *key, at_ms: *at_ms }),
         }
     }
@@ -416,7 +435,8 @@ impl Routing {
         let models = self.models.values().cloned().map(Change::PutModel);
         let nodes = self.nodes.values().cloned().map(Change::PutNode);
         let purged = self.purged.iter().map(|(key, at_ms)| Change::PurgeAnswer { key: *key, at_ms: *at_ms });
-        orgs.chain(models).chain(nodes).chain(purged).chain(keys)
+        let routes = self.routes.values().cloned().map(Change::PutRoute);
+        orgs.chain(models).chain(routes).chain(nodes).chain(purged).chain(keys)
     }
 
     /// Everything that makes this state unfit to serve, each with the record at fault; empty if it is fit. Looks at every
@@ -434,11 +454,25 @@ impl World for Routing {
     fn owns_keys(&self, id: &OrgId) -> bool {
         self.owned.contains_key(id)
     }
+
+    fn model(&self, id: &str) -> Option<&ModelRecord> {
+        self.models.get(id)
+    }
+
+    fn routes_to<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a RouteRecord> {
+        let leads = move |route: &&RouteRecord| route.policy.destinations().any(|(_, to, _)| to == model);
+        self.routes.values().filter(leads)
+    }
+
+    fn route_of(&self, organization: &OrgId) -> Option<&RouteId> {
+        self.routes.keys().find(|id| id.organization.as_ref() == Some(organization))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::{RoutePolicy, Target};
     use uuid::Uuid;
 
     fn org() -> OrgRecord {
@@ -485,6 +519,41 @@ mod tests {
         assert_eq!(routing.fault(&Change::DropOrg(org.id)), None, "it is there");
         routing.apply(Change::DropOrg(org.id));
         assert!(routing.faults().iter().any(|f| f.contains("does not exist")));
+    }
+
+    #[test]
+    fn routes_lead_somewhere() {
+        let model = |versions: &[&str]| {
+            let version = |name: &&str| VersionRecord { version: (*name).to_owned(), is_default: false, active: true };
+            Change::PutModel(ModelRecord {
+                id: "m".to_owned(),
+                provider: "acme".to_owned(),
+                created_s: 0,
+                context_length: 1,
+                max_output_tokens: None,
+                price: Price::default(),
+                active: true,
+                public: true,
+                versions: versions.iter().map(version).collect(),
+                cache: CachePolicy::default(),
+                prices: Vec::new(),
+            })
+        };
+        let to = |version: &str| Target { model: "m".to_owned(), version: Some(version.to_owned()), weight: 1 };
+        let policy = RoutePolicy { targets: vec![to("v1"), to("v2")], ..RoutePolicy::default() };
+        let id = RouteId { name: "alias".to_owned(), organization: None };
+        let route = Change::PutRoute(RouteRecord { id, policy });
+        let mut routing = Routing::default();
+        let mut apply = |change: Change| {
+            routing.apply(change.clone());
+            routing.fault(&change).unwrap_or_default()
+        };
+        assert_eq!(apply(model(&["v1"])), "");
+        assert!(apply(route.clone()).contains("targets[1]: model m has no version v2"));
+        assert_eq!(apply(model(&["v1", "v2"])), "");
+        assert_eq!(apply(route), "");
+        assert!(apply(model(&["v2"])).contains("targets[0]"));
+        assert!(apply(Change::DropModel("m".to_owned())).contains("route alias leads to it"));
     }
 
     #[test]

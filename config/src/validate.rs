@@ -2,6 +2,7 @@
 //! publish what the others would refuse to take.
 
 use crate::limits::{ModelLimits, RateLimits};
+use crate::route::{RouteId, RouteRecord};
 use crate::routing::{Change, KeyRecord, ModelRecord, NodeRecord, OrgRecord};
 use crate::{NodeUrl, OrgId};
 
@@ -13,22 +14,69 @@ pub trait World {
     /// Whether there is a key of this organization, whether or not there is the organization.
     fn owns_keys(&self, id: &OrgId) -> bool;
 
+    /// A model.
+    fn model(&self, id: &str) -> Option<&ModelRecord>;
+
+    /// Routes that lead to a model.
+    fn routes_to<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a RouteRecord>;
+
+    /// A route of this organization, if there is one.
+    fn route_of(&self, organization: &OrgId) -> Option<&RouteId>;
+
     /// What is wrong in this state with the record that a change puts, or with the absence of the one that it drops.
     fn fault(&self, change: &Change) -> Option<String> {
         match change {
             Change::PutOrg(org) => org_fault(org),
-            Change::DropOrg(id) if !self.has_org(id) && self.owns_keys(id) => {
-                Some(format!("organization {id} is dropped, and there are keys of it"))
-            }
+            Change::DropOrg(id) if !self.has_org(id) => self.dropped_org_fault(id),
             Change::PutKey(key) => key_fault(key, self.has_org(&key.organization)),
-            Change::PutModel(model) => model_fault(model),
+            Change::PutModel(model) => model_fault(model).or_else(|| self.versions_fault(model)),
+            Change::DropModel(id) if self.model(id).is_none() => {
+                let route = self.routes_to(id).next();
+                route.map(|route| format!("model {id} is dropped, and route {} leads to it", route.id))
+            }
             Change::PutNode(node) => node_fault(node),
+            Change::PutRoute(route) => self.route_fault(route),
             Change::DropOrg(_)
             | Change::DropKey(_)
             | Change::DropModel(_)
             | Change::DropNode(_)
+            | Change::DropRoute(_)
             | Change::PurgeAnswer { .. } => None,
         }
+    }
+
+    /// What is wrong with the absence of an organization.
+    fn dropped_org_fault(&self, id: &OrgId) -> Option<String> {
+        if self.owns_keys(id) {
+            return Some(format!("organization {id} is dropped, and there are keys of it"));
+        }
+        self.route_of(id).map(|route| format!("organization {id} is dropped, and there is route {route}"))
+    }
+
+    /// What is wrong with a model's versions: those that routes lead to must be there.
+    fn versions_fault(&self, model: &ModelRecord) -> Option<String> {
+        self.routes_to(&model.id).find_map(|route| self.route_fault(route))
+    }
+
+    /// What is wrong with a route.
+    fn route_fault(&self, route: &RouteRecord) -> Option<String> {
+        let fault = |path: &str, reason: &str| Some(format!("route {}: {path}: {reason}", route.id));
+        if let Some((path, reason)) = route.policy.mistakes().first() {
+            return fault(path, reason);
+        }
+        if route.id.organization.is_some_and(|organization| !self.has_org(&organization)) {
+            return fault("organization", "it does not exist");
+        }
+        for (path, model, version) in route.policy.destinations() {
+            let Some(record) = self.model(model) else {
+                return fault(&path, &format!("model {model} does not exist"));
+            };
+            let has = |name: &str| record.versions.iter().any(|version| version.version == name);
+            if let Some(version) = version.filter(|version| !has(version)) {
+                return fault(&path, &format!("model {model} has no version {version}"));
+            }
+        }
+        None
     }
 }
 
