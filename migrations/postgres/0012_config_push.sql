@@ -23,3 +23,15 @@ ALTER TABLE config_log
     ADD COLUMN audience jsonb,
     -- The record before the change, as a change that brings it back; null if there was none.
     ADD COLUMN before jsonb;
+
+-- Where requests for a name go, beyond the default version of the model that is called so.
+CREATE TABLE model_routes (
+    id uuid PRIMARY KEY,
+    name text NOT NULL CHECK (length(name) BETWEEN 1 AND 100),
+    -- Whose keys it is for; null is everybody's.
+    organization_id uuid REFERENCES organizations (id),
+    policy jsonb NOT NULL CHECK (jsonb_typeof(policy) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT model_routes_name_organization_key UNIQUE NULLS NOT DISTINCT (name, organization_id)
+);

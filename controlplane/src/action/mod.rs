@@ -12,6 +12,7 @@ pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod prepaid;
 pub(crate) mod prices;
+pub(crate) mod routes;
 mod standing;
 pub(crate) mod usage;
 pub(crate) mod users;
@@ -96,6 +97,7 @@ impl From<StoreError> for ActionError {
             "idx_organizations_slug" => Some("slug: another organization has it"),
             "idx_users_email" => Some("email: another user has it"),
             "models_pkey" => Some("id: another model has it"),
+            "model_routes_name_organization_key" => Some("name: there is a route of this name"),
             "model_versions_model_id_version_key" => Some("version: the model has one of this name"),
             _ => None,
         };

@@ -124,17 +124,17 @@ fn check(model: &Model) -> Result<(), ActionError> {
         checks.require(false, "pricing", &error.to_string());
     }
     checks.object("metadata", &model.metadata);
-    check_cache(&mut checks, model.cache);
+    check_cache(&mut checks, "cache", model.cache);
     checks.finish()
 }
 
-fn check_cache(checks: &mut Checks, cache: CachePolicy) {
+pub(super) fn check_cache(checks: &mut Checks, field: &str, cache: CachePolicy) {
     let kept = (1..=MAX_TTL_S).contains(&cache.ttl_s);
-    checks.require(kept, "cache.ttl_s", &format!("expected 1 to {MAX_TTL_S} seconds"));
+    checks.require(kept, &format!("{field}.ttl_s"), &format!("expected 1 to {MAX_TTL_S} seconds"));
     let detail = "expected 0 (free) to 1000 (the usual price)";
-    checks.require(cache.price_permille <= FULL_PRICE_PERMILLE, "cache.price_permille", detail);
+    checks.require(cache.price_permille <= FULL_PRICE_PERMILLE, &format!("{field}.price_permille"), detail);
     let detail = "cannot be set; POST /admin/v1/cache/purge raises it";
-    checks.require(cache.generation == 0, "cache.generation", detail);
+    checks.require(cache.generation == 0, &format!("{field}.generation"), detail);
 }
 
 /// Makes a model, without any version yet.

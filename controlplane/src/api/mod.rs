@@ -16,6 +16,7 @@ mod prepaid;
 mod prices;
 mod problem;
 mod reconcile;
+mod routes;
 mod usage;
 mod users;
 mod webhooks;
@@ -81,6 +82,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(keys::routes())
         .merge(models::routes())
         .merge(prices::routes())
+        .merge(routes::routes())
         .merge(fleet::routes())
         .merge(config::routes())
         .merge(usage::routes())

@@ -25,6 +25,7 @@ pub(crate) mod recharges;
 pub(crate) mod reconcile;
 pub(crate) mod requests;
 pub(crate) mod rollup;
+pub(crate) mod routes;
 pub(crate) mod routing;
 pub(crate) mod stripe;
 pub(crate) mod usage;

@@ -1,7 +1,7 @@
 //! The whole routing state, compiled from the tables.
 
 use super::config_log::Head;
-use super::{Store, StoreError, config_log, keys, models, nodes, organizations, prices, purges, versions};
+use super::{Store, StoreError, config_log, keys, models, nodes, organizations, prices, purges, routes, versions};
 use turnpike_config::{Change, Routing};
 
 /// Reads every record that edges must know, and where in the log they are, at one moment.
@@ -19,6 +19,9 @@ pub(crate) async fn load(store: &Store) -> Result<(Head, Routing), StoreError> {
     let prices = prices::pushed(&mut tx, None).await?;
     for model in models::all(&mut tx).await? {
         routing.apply(Change::PutModel(model.record(&versions, &prices)?));
+    }
+    for route in routes::all(&mut tx).await? {
+        routing.apply(Change::PutRoute(route.record()));
     }
     for node in nodes::all(&mut tx).await? {
         routing.apply(Change::PutNode(node.record()?));
