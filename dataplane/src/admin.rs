@@ -44,7 +44,7 @@ async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
     if !edge.listening.load(Ordering::Relaxed) {
         troubles.push(format!("not listening on {} yet", edge.settings.listen));
     }
-    if edge.snapshot.load().version == 0 {
+    if edge.snapshot.load().at.version == 0 {
         troubles.push("no routing yet: waiting for the control plane".to_owned());
     }
     if let Some(trouble) = edge.journal.trouble() {

@@ -84,7 +84,7 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
 /// A key of the routing or of the region.
 async fn find_key(edge: &Edge, snapshot: &Snapshot, digest: KeyDigest) -> Option<Arc<Key>> {
     match (snapshot.key(&digest), &edge.directory) {
-        (Some(key), _) => Some(Arc::clone(key)),
+        (Some(key), _) => Some(key),
         (None, Some(directory)) => directory.reader.key(snapshot, digest).await,
         (None, None) => None,
     }

@@ -64,20 +64,23 @@ fn redact(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::live::{Snapshot, fixtures};
+    use crate::live::fixtures;
+    use turnpike_config::Change;
 
     fn ask(header: Option<&str>, now: u64, change: impl FnOnce(&mut turnpike_config::KeyRecord)) -> Result<(), Reject> {
         let mut routing = fixtures::routing();
-        change(routing.keys.values_mut().next().unwrap());
-        let (snapshot, _) = Snapshot::compile(&routing, &Snapshot::default(), &fixtures::loopback);
+        let mut record = routing.keys.values().next().unwrap().clone();
+        change(&mut record);
+        routing.apply(Change::PutKey(record));
+        let snapshot = fixtures::compiled(&routing);
         let mut headers = HeaderMap::new();
         if let Some(value) = header {
             headers.insert(AUTHORIZATION, value.parse().unwrap());
         }
         let presented = presented(&headers)?;
         let Some(key) = snapshot.key(&presented) else { return Err(unknown(&headers)) };
-        accept(key, now)?;
-        authorize(key, Permissions::INFERENCE)
+        accept(&key, now)?;
+        authorize(&key, Permissions::INFERENCE)
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) fn pick(route: &Route, tried: &[Arc<str>], tokens: i64, turn: usize, 
     let count = route.nodes.len();
     (0..count)
         .map(|i| &route.nodes[(turn.wrapping_add(i)) % count])
-        .filter(|node| node.state == NodeState::Ready && !tried.contains(&node.name))
+        .filter(|node| node.record.state == NodeState::Ready && !tried.contains(&node.name))
         .min_by_key(|node| (node.live.is_resting(now_ns), node.live.outstanding()))
         .map(|node| Assignment::new(Arc::clone(node), tokens))
 }

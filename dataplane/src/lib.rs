@@ -18,8 +18,10 @@ mod directory;
 mod edge;
 mod files;
 mod fill;
+mod image;
 mod ingress;
 mod journal;
+mod keys;
 mod limit;
 mod live;
 mod meter;
@@ -32,11 +34,12 @@ mod resolve;
 mod respond;
 mod reuse;
 mod rewrite;
-mod routing_file;
 mod server;
 mod settings;
 mod ship;
+mod store;
 mod sync;
+mod trust;
 mod unsettled;
 
 pub use journal::JournalError;
@@ -60,6 +63,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{Identity, LinkError, Peer, Role};
+use turnpike_config::signing::Trust;
 use unsettled::{Jobs, Unsettled};
 
 /// How long a stopping edge goes on shipping what it has metered; the rest is shipped after the next start.
@@ -88,9 +92,15 @@ pub enum Error {
     /// The certificate is another role's.
     #[error("tls.cert is that of {0:?}, but an edge needs one for NAME.edge.turnpike.internal")]
     WrongRole(Peer),
+    /// It is not known whose signatures count.
+    #[error("signing.trusted: {0}")]
+    Trust(String),
     /// The usage journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The directory for the last good routing cannot be used.
+    #[error("data_dir: the last good routing cannot be kept there: {0}")]
+    Routing(std::io::Error),
     /// The runtime cannot be started.
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
@@ -108,6 +118,7 @@ pub enum Error {
 /// Runs an edge until `shutdown`, then drains: running requests finish (up to `drain.timeout`), usage is synced to disk.
 pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error> {
     let identity = Identity::load(&settings.tls)?;
+    let trust = trust::load(&settings.trusted).map_err(Error::Trust)?;
     let own = identity.own()?;
     if own.role != Role::Edge {
         return Err(Error::WrongRole(own));
@@ -140,7 +151,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let directory = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));
     let cache = ResponseCache::new(settings.cache_max_bytes, shared);
     let edge = Arc::new(Edge::new(settings, own, Metering { journal, unsettled }, metrics, limiter, cache, directory));
-    runtime.block_on(serve(edge, identity, Unresolved { jobs, orphans }, shutdown))
+    runtime.block_on(serve(edge, Linking { identity, trust }, Unresolved { jobs, orphans }, shutdown))
 }
 
 /// Limits are kept in the region's Redis, or here if there is none.
@@ -166,6 +177,12 @@ fn listen_error(address: SocketAddr, setting: &'static str) -> impl FnOnce(std::
     move |source| Error::Listen { address, setting, source }
 }
 
+/// What the link needs.
+struct Linking {
+    identity: Identity,
+    trust: Trust,
+}
+
 /// Requests whose nodes know what they used.
 struct Unresolved {
     jobs: Jobs,
@@ -174,7 +191,7 @@ struct Unresolved {
 
 async fn serve(
     edge: Arc<Edge>,
-    identity: Identity,
+    linking: Linking,
     unresolved: Unresolved,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
@@ -187,8 +204,8 @@ async fn serve(
     let own = Identity::load(&edge.settings.tls)?;
     let stop_sync = CancellationToken::new();
     // Knows the nodes of the last good routing, which the resolver asks.
-    let link = sync::Sync::start(Arc::clone(&edge));
-    let sync = tokio::spawn(link.run(identity, stop_sync.clone()));
+    let link = sync::Sync::start(Arc::clone(&edge), linking.trust).map_err(Error::Routing)?;
+    let sync = tokio::spawn(link.run(linking.identity, stop_sync.clone()));
     let resolving = tokio::spawn(resolve::run(Arc::clone(&edge), own, jobs, orphans, stop_resolving.clone()));
 
     edge.limiter.ready().await;

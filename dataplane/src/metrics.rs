@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use turnpike_config::UsageEvent;
 
@@ -52,11 +53,19 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: Gauge,
     /// Version of the routing that is served by.
     pub(crate) routing_version: Gauge,
+    /// Keys that were used lately.
+    pub(crate) keys_in_use: Gauge,
     /// Nodes that take requests, by that routing.
     pub(crate) nodes_ready: Gauge,
     /// Pushes applied and refused.
     pub(crate) pushes_applied: Counter,
     pub(crate) pushes_refused: Counter,
+    /// Bytes received on the push stream.
+    pub(crate) push_bytes: Counter,
+    /// How long it took until the last push was served by.
+    pub(crate) apply_seconds: Gauge<f64, AtomicU64>,
+    /// 1 if this process started by an older version than the newest on disk, by which it had died.
+    pub(crate) gave_up_version: Gauge,
     /// Asks for units sent to the region's buckets, those that took long, and requests refused for want of a word.
     pub(crate) limiter_asks: Counter,
     pub(crate) limiter_slow: Counter,
@@ -102,9 +111,13 @@ impl Metrics {
             retries: Counter::default(),
             in_flight: Gauge::default(),
             routing_version: Gauge::default(),
+            keys_in_use: Gauge::default(),
             nodes_ready: Gauge::default(),
             pushes_applied: Counter::default(),
             pushes_refused: Counter::default(),
+            push_bytes: Counter::default(),
+            apply_seconds: Gauge::default(),
+            gave_up_version: Gauge::default(),
             limiter_asks: Counter::default(),
             limiter_slow: Counter::default(),
             limiter_untold: Counter::default(),
@@ -143,9 +156,17 @@ impl Metrics {
         r.register("retries", "Requests tried on a further node", self.retries.clone());
         r.register("requests_in_flight", "Requests being worked on", self.in_flight.clone());
         r.register("routing_version", "Version of the routing in use", self.routing_version.clone());
+        r.register("keys_in_use", "Keys that were used in the last minutes", self.keys_in_use.clone());
         r.register("nodes_ready", "Nodes that take requests", self.nodes_ready.clone());
         r.register("pushes_applied", "Routing versions taken", self.pushes_applied.clone());
         r.register("pushes_refused", "Routing versions refused", self.pushes_refused.clone());
+        r.register_with_unit("push_received", "Received on the push stream", Unit::Bytes, self.push_bytes.clone());
+        r.register_with_unit("last_apply", "Until the last push was in use", Unit::Seconds, self.apply_seconds.clone());
+        r.register(
+            "started_by_older_version",
+            "1 if the newest version on disk was given up at the start: this edge had died by it",
+            self.gave_up_version.clone(),
+        );
         r.register("limiter_asks", "Asks sent to the buckets of the region's limits", self.limiter_asks.clone());
         r.register("limiter_slow_asks", "Those without an answer in time", self.limiter_slow.clone());
         r.register("limiter_untold", "Requests refused since no bucket answered", self.limiter_untold.clone());

@@ -51,7 +51,7 @@ fn wanted(session: &Session, request: &mut Request, body: &Bytes) -> Option<(Wan
     let (policy, head) = (&model.record.cache, &session.req_header().headers);
     let facts = Facts { temperature: ask.temperature };
     let plan = cache::plan(policy, head, metered.endpoint, facts);
-    let organization = (metered.key.record.organization, metered.key.org.cache_generation);
+    let organization = (metered.key.record.organization, metered.key.org.record.cache_generation);
     let scope = Scope {
         organization: (!policy.public).then_some(organization),
         model: &model.record.id,

@@ -26,6 +26,8 @@ pub struct Settings {
     pub control_address: String,
     /// Certificate, key and authority for the links and for nodes.
     pub tls: TlsFiles,
+    /// Public keys of those who may sign what this edge serves by, PEM.
+    pub trusted: PathBuf,
     /// Sizes and times that bound every request.
     pub limits: Limits,
     /// How long running requests may go on after a stop was asked for.
@@ -94,6 +96,7 @@ impl Settings {
         let admin_listen = fields.required("admin.listen");
         let control_address = fields.required("control.address");
         let tls = TlsFiles::from_fields(&mut fields);
+        let trusted = fields.required("signing.trusted");
         let limits = Limits {
             max_body_bytes: positive(&mut fields, "limits.max_body_bytes", 64 << 20),
             max_connections: positive(&mut fields, "limits.max_connections", 20_000),
@@ -117,6 +120,7 @@ impl Settings {
                 admin_listen: admin_listen?,
                 control_address: control_address?,
                 tls: tls?,
+                trusted: trusted?,
                 limits,
                 drain_timeout,
                 redis,
@@ -185,6 +189,8 @@ mod tests {
         ca = "ca.pem"
         cert = "edge.pem"
         key = "edge.key"
+        [signing]
+        trusted = "signing.pem"
     "#;
 
     #[test]

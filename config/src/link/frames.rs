@@ -13,6 +13,13 @@ pub async fn write_frame<T: Encode<()>>(stream: &mut SendStream, message: &T) ->
 
 /// Receives one message; `None` when the peer has finished the stream between two messages.
 pub async fn read_frame<T: for<'b> Decode<'b, ()>>(stream: &mut RecvStream) -> Result<Option<T>, LinkError> {
+    Ok(read_sized_frame(stream).await?.map(|(message, _)| message))
+}
+
+/// Receives one message and says how many bytes it took.
+pub async fn read_sized_frame<T: for<'b> Decode<'b, ()>>(
+    stream: &mut RecvStream,
+) -> Result<Option<(T, usize)>, LinkError> {
     let mut prefix = [0; 4];
     match stream.read_exact(&mut prefix).await {
         Ok(()) => {}
@@ -31,5 +38,5 @@ pub async fn read_frame<T: for<'b> Decode<'b, ()>>(stream: &mut RecvStream) -> R
         let chunk = chunk.ok_or_else(|| LinkError::Lost("stream ended inside a message".to_owned()))?;
         body.extend_from_slice(&chunk.bytes);
     }
-    Ok(Some(wire::unframe(&body)?))
+    Ok(Some((wire::unframe(&body)?, prefix.len() + body.len())))
 }

@@ -7,7 +7,7 @@ mod frames;
 mod identity;
 mod transport;
 
-pub use frames::{read_frame, write_frame};
+pub use frames::{read_frame, read_sized_frame, write_frame};
 pub use identity::{CONTROL_DOMAIN, Identity, Peer, Role, TlsFiles, domain, load_certified_key};
 pub use transport::{LinkServer, connect};
 

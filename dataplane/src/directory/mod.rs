@@ -13,6 +13,7 @@ mod writer;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::redis_client::RedisClient;
+pub(crate) use news::Step;
 use reader::Reader;
 use std::sync::Arc;
 use writer::Writer;

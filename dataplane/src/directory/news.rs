@@ -1,9 +1,21 @@
-//! What is new in a routing, and still to be told. Pure.
+//! What is new, and still to be told. Pure.
 
 use super::records::{Entry, KeyEntry, Listing, ModelEntry, RECORD_TTL};
+use crate::live::Snapshot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
-use turnpike_config::{KeyDigest, KeyRecord, NodeRecord, OrgId, OrgRecord, Routing};
+use turnpike_config::{Change, KeyDigest, ModelRecord, NodeRecord, OrgRecord};
+
+/// From one snapshot to the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'s> {
+    pub(crate) before: &'s Snapshot,
+    pub(crate) now: &'s Snapshot,
+    /// What made the difference, as far as it is known.
+    pub(crate) changes: &'s [Change],
+    /// There may be more differences: all of it was replaced.
+    pub(crate) is_whole: bool,
+}
 
 /// What is still to be written.
 #[derive(Default)]
@@ -25,37 +37,54 @@ pub(super) enum Item {
 }
 
 impl News {
-    /// Takes in a routing. Of keys only the changes are told: all of them may be a million.
-    pub(super) fn take(&mut self, before: &Routing, now: &Routing, at: Instant) {
-        self.version = now.version;
-        if before.version > 0 {
-            self.take_keys(before, now, at);
+    /// Takes in the step from one snapshot to the next. Of keys only what changed is told: all of them may be a million.
+    pub(super) fn take(&mut self, step: &Step<'_>, at: Instant) {
+        self.version = step.now.at.version;
+        if step.before.at.version > 0 {
+            self.take_keys(step, at);
         }
-        let listings = listings(now);
-        let ids: BTreeSet<_> = listings.keys().chain(self.listings.keys()).cloned().collect();
-        let changed = ids.into_iter().filter(|id| self.listings.get(id) != listings.get(id));
-        self.unwritten.extend(changed.collect::<Vec<_>>());
-        self.listings = listings;
+        let is_of_models = |change: &Change| {
+            matches!(change, Change::PutModel(_) | Change::DropModel(_) | Change::PutNode(_) | Change::DropNode(_))
+        };
+        if step.changes.iter().any(is_of_models) || step.is_whole {
+            let listings = listings(step.now);
+            let ids: BTreeSet<_> = listings.keys().chain(self.listings.keys()).cloned().collect();
+            let changed = ids.into_iter().filter(|id| self.listings.get(id) != listings.get(id));
+            self.unwritten.extend(changed.collect::<Vec<_>>());
+            self.listings = listings;
+        }
     }
 
-    fn take_keys(&mut self, before: &Routing, now: &Routing, at: Instant) {
+    fn take_keys(&mut self, step: &Step<'_>, at: Instant) {
+        let Step { before, now, changes, is_whole } = *step;
         self.told.retain(|_, told| at.duration_since(*told) < RECORD_TTL);
-        let kept = |key: &&KeyRecord| now.keys.contains_key(&key.digest);
-        for key in before.keys.values().filter(|key| !kept(key)) {
-            self.tell(key.digest, now.version, None, at);
+        let mut digests = BTreeSet::new();
+        let mut changed_orgs = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::PutKey(key) => drop(digests.insert(key.digest)),
+                Change::DropKey(digest) => drop(digests.insert(*digest)),
+                Change::PutOrg(org) if before.org(&org.id).is_some_and(|was| lasting(&was.record) != lasting(org)) => {
+                    changed_orgs.insert(org.id);
+                }
+                _ => {}
+            }
         }
-        let changed_orgs: BTreeSet<OrgId> = now
-            .orgs
-            .values()
-            .filter(|org| before.orgs.get(&org.id).is_some_and(|was| lasting(was) != lasting(org)))
-            .map(|org| org.id)
-            .collect();
-        for key in now.keys.values() {
-            let changed = before.keys.get(&key.digest) != Some(key);
-            let again = changed_orgs.contains(&key.organization) && self.told.contains_key(&key.digest);
-            let Some(organization) = now.orgs.get(&key.organization).filter(|_| changed || again) else { continue };
-            let entry = KeyEntry { key: key.clone(), organization: organization.clone() };
-            self.tell(key.digest, now.version, Some(entry), at);
+        if is_whole || !changed_orgs.is_empty() {
+            digests.extend(self.told.keys());
+        }
+        for digest in digests {
+            let record = now.key_record(&digest);
+            let again = record.as_ref().is_some_and(|key| changed_orgs.contains(&key.organization));
+            let again = again && self.told.contains_key(&digest);
+            if !again && before.key_record(&digest) == record {
+                continue;
+            }
+            let entry = record.and_then(|key| {
+                let organization = now.org(&key.organization)?.record.clone();
+                Some(KeyEntry { key, organization })
+            });
+            self.tell(digest, now.at.version, entry, at);
         }
     }
 
@@ -109,13 +138,13 @@ fn lasting(org: &OrgRecord) -> OrgRecord {
     org
 }
 
-fn listings(routing: &Routing) -> BTreeMap<String, Listing> {
+fn listings(snapshot: &Snapshot) -> BTreeMap<String, Listing> {
     let servers = |id: &str| {
         let serves = |node: &&NodeRecord| node.serves.iter().any(|served| served.model == id);
-        routing.nodes.values().filter(serves).cloned().collect()
+        snapshot.node_records().filter(serves).cloned().collect()
     };
-    let active = routing.models.values().filter(|model| model.active);
-    active.map(|model| (model.id.clone(), Listing { model: model.clone(), servers: servers(&model.id) })).collect()
+    let listing = |model: &ModelRecord| Listing { model: model.clone(), servers: servers(&model.id) };
+    snapshot.active().map(|model| (model.record.id.clone(), listing(&model.record))).collect()
 }
 
 #[cfg(test)]
@@ -134,54 +163,65 @@ mod tests {
         told
     }
 
-    fn next_version(routing: &Routing, change: impl FnOnce(&mut Routing)) -> Routing {
-        let mut next = routing.clone();
-        next.version += 1;
-        change(&mut next);
-        next
+    /// What a change makes of the fixtures' snapshot, and so on; told of step by step.
+    struct Told {
+        news: News,
+        held: Snapshot,
+        at: Instant,
+    }
+
+    impl Told {
+        fn new() -> Self {
+            let (mut news, held, at) = (News::default(), fixtures::snapshot(), Instant::now());
+            news.take(&Step { before: &Snapshot::default(), now: &held, changes: &[], is_whole: true }, at);
+            Self { news, held, at }
+        }
+
+        fn take(&mut self, change: Change) {
+            let changes = [change];
+            let to = fixtures::at(self.held.at.version + 1);
+            let now = self.held.after(&changes, to, &fixtures::loopback).unwrap().snapshot;
+            self.news.take(&Step { before: &self.held, now: &now, changes: &changes, is_whole: false }, self.at);
+            self.held = now;
+        }
     }
 
     #[test]
     fn keys_are_told_when_they_change_or_go_and_again_when_their_organization_changes() {
-        let (mut news, at) = (News::default(), Instant::now());
-        let first = fixtures::routing();
-        news.take(&Routing::default(), &first, at);
-        assert_eq!(keys(&mut news), [], "all keys of a first routing may be a million");
-        let second = next_version(&first, |r| r.keys.values_mut().for_each(|key| key.active = false));
-        news.take(&first, &second, at);
-        assert_eq!(keys(&mut news), [(true, 2)]);
+        let mut told = Told::new();
+        assert_eq!(keys(&mut told.news), [], "all keys of a first state may be a million");
+        let digest = KeyDigest::of(fixtures::KEY);
+        let key = told.held.key_record(&digest).unwrap();
+        told.take(Change::PutKey(key.clone()));
+        assert_eq!(keys(&mut told.news), [], "it is what it was");
+        told.take(Change::PutKey(turnpike_config::KeyRecord { active: false, ..key.clone() }));
+        assert_eq!(keys(&mut told.news), [(true, 3)]);
+        let org = told.held.org(&key.organization).unwrap().record.clone();
         let spent = |amount| {
-            move |r: &mut Routing| {
-                let budget = Budget { monthly: Usd { pico: 9 }, month: 1, spent: Usd { pico: amount }, as_of_ms: 1 };
-                r.orgs.values_mut().for_each(|org| org.budget = Some(budget));
-            }
+            let budget = Budget { monthly: Usd { pico: 9 }, month: 1, spent: Usd { pico: amount }, as_of_ms: 1 };
+            Change::PutOrg(OrgRecord { budget: Some(budget), ..org.clone() })
         };
-        let third = next_version(&second, spent(1));
-        news.take(&second, &third, at);
-        assert_eq!(keys(&mut news), [(true, 3)], "its organization has a budget now");
-        let fourth = next_version(&third, spent(2));
-        news.take(&third, &fourth, at);
-        assert_eq!(keys(&mut news), [], "spending is no news");
-        let fifth = next_version(&fourth, |r| r.keys.clear());
-        news.take(&fourth, &fifth, at);
-        assert_eq!(keys(&mut news), [(false, 5)]);
+        told.take(spent(1));
+        assert_eq!(keys(&mut told.news), [(true, 4)], "its organization has a budget now");
+        told.take(spent(2));
+        assert_eq!(keys(&mut told.news), [], "spending is no news");
+        told.take(Change::DropKey(digest));
+        assert_eq!(keys(&mut told.news), [(false, 6)]);
     }
 
     #[test]
     fn models_are_told_once_and_what_changed_while_it_was_written_again() {
-        let (mut news, at) = (News::default(), Instant::now());
-        let first = fixtures::routing();
-        news.take(&Routing::default(), &first, at);
-        let item = news.next().unwrap();
+        let mut told = Told::new();
+        let item = told.news.next().unwrap();
         assert!(matches!(&item, Item::Model(id, 1, Some(listing)) if id == "m" && listing.servers.len() == 2));
-        let second = next_version(&first, |r| r.models.values_mut().for_each(|model| model.active = false));
-        news.take(&first, &second, at);
-        news.written(&item);
-        let item = news.next().unwrap();
+        let model = told.held.model("m").unwrap().record.clone();
+        told.take(Change::PutModel(ModelRecord { active: false, ..model }));
+        told.news.written(&item);
+        let item = told.news.next().unwrap();
         assert!(matches!(&item, Item::Model(id, 2, None) if id == "m"));
-        news.written(&item);
-        assert!(news.next().is_none());
-        news.refresh();
-        assert!(news.next().is_none(), "there is no model any more");
+        told.news.written(&item);
+        assert!(told.news.next().is_none());
+        told.news.refresh();
+        assert!(told.news.next().is_none(), "there is no model any more");
     }
 }

@@ -48,7 +48,7 @@ impl Reader {
 
     /// A key that another edge has been told of, if that is newer than the own routing.
     pub(crate) async fn key(&self, snapshot: &Snapshot, digest: KeyDigest) -> Option<Arc<Key>> {
-        let newer = |(version, key): (u64, Option<Arc<Key>>)| key.filter(|_| version > snapshot.version);
+        let newer = |(version, key): (u64, Option<Arc<Key>>)| key.filter(|_| version > snapshot.at.version);
         if let Some(known) = self.keys.get(&digest) {
             return newer(known);
         }
@@ -65,7 +65,7 @@ impl Reader {
 
     /// A model that another edge has been told of, if that is newer than the own routing.
     pub(crate) async fn model(&self, snapshot: &Arc<Snapshot>, id: &str) -> Option<Arc<Model>> {
-        let newer = |(version, model): (u64, Option<Arc<Model>>)| model.filter(|_| version > snapshot.version);
+        let newer = |(version, model): (u64, Option<Arc<Model>>)| model.filter(|_| version > snapshot.at.version);
         if let Some(known) = self.models.get(id) {
             return newer(known);
         }
@@ -75,7 +75,7 @@ impl Reader {
                 let snapshot = Arc::clone(snapshot);
                 // Names of hosts may have to be resolved.
                 let adopt = tokio::task::spawn_blocking(move || snapshot.adopt_model(&record, servers, &resolve));
-                tokio::time::timeout(RESOLVED_IN, adopt).await.ok()?.ok().flatten()
+                Some(tokio::time::timeout(RESOLVED_IN, adopt).await.ok()?.ok()?)
             }
             None => None,
         };

@@ -1,6 +1,6 @@
 //! Writes what is new in the routing.
 
-use super::news::{Item, News};
+use super::news::{Item, News, Step};
 use super::records::{Listing, RECORD_TTL, SERVERS_TTL, key_name, metadata_name, servers_name, version_name};
 use crate::redis_client::{RedisClient, Script};
 use redis::{Cmd, RedisError};
@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use turnpike_config::Routing;
 
 /// What is written lives a few times as long.
 const REFRESH_EVERY: Duration = Duration::from_secs(100);
@@ -48,9 +47,9 @@ impl Writer {
         Self { client, set_newer, set_list, news: Mutex::default(), came: Notify::new() }
     }
 
-    /// Takes in a routing: the one on disk, or one that the control plane has just pushed.
-    pub(crate) fn take(&self, before: &Routing, now: &Routing) {
-        self.news().take(before, now, Instant::now());
+    /// Takes in what is served by now: what was on disk, or what the control plane has just pushed.
+    pub(crate) fn take(&self, step: &Step<'_>) {
+        self.news().take(step, Instant::now());
         self.came.notify_one();
     }
 

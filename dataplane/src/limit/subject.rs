@@ -150,6 +150,13 @@ impl Limits {
         self
     }
 
+    /// Whether nobody else holds any of it: no request has something reserved, and the limiter looks after nothing.
+    pub(crate) fn is_settled(&self) -> bool {
+        let rates = std::iter::once(&self.own).chain(self.within.values());
+        let limits = rates.flat_map(|rates| [&rates.requests, &rates.tokens, &rates.concurrent]);
+        limits.chain([&self.budget]).flatten().all(|limit| Arc::strong_count(limit) == 1)
+    }
+
     /// Limits within a model.
     pub(crate) fn within(&self, model: &str) -> Option<&Rates> {
         self.within.get(model)

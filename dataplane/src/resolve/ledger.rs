@@ -77,7 +77,7 @@ impl Ledgers {
     }
 
     pub(super) async fn ask(&self, snapshot: &Snapshot, node: &str, event: EventId) -> Result<Known, Unknown> {
-        let node = snapshot.nodes().find(|known| &*known.name == node).ok_or(Unknown::NoNode)?;
+        let node = snapshot.node(node).ok_or(Unknown::NoNode)?;
         let client = self.client(node)?;
         // Never closed.
         let _turn = self.turns.acquire().await;

@@ -1,0 +1,117 @@
+//! A whole state that is being put together: from chunks that the control plane sent, or from files.
+//!
+//! It is bounded while it grows, and not when it is there: what is too much is refused before it fills the memory.
+
+use crate::keys::{Builder, Packed, Rest, Short, merge, short_of};
+use std::collections::BTreeMap;
+use turnpike_config::routing::MAX_PURGED;
+use turnpike_config::{Change, KeyDigest, KeyRecord, Routing};
+
+/// Most keys that an edge takes.
+pub(crate) const MAX_KEYS: usize = 4_000_000;
+/// Most organizations, models and nodes, each.
+pub(crate) const MAX_RECORDS: usize = 100_000;
+/// Most bytes of records other than keys, and of what keys have in common.
+const MAX_WEIGHT: usize = 256 << 20;
+
+/// Refuses what is over a limit.
+pub(crate) fn within(what: &str, count: usize, limit: usize) -> Result<(), String> {
+    if count > limit {
+        return Err(format!("more than {limit} {what}: an edge takes no more"));
+    }
+    Ok(())
+}
+
+/// A state that grows.
+#[derive(Default)]
+pub(crate) struct Image {
+    /// All but the keys.
+    records: Routing,
+    weight: usize,
+    keys: Keys,
+}
+
+/// Keys as they come: in order, or as changes of those that came in order before.
+#[derive(Default)]
+struct Keys {
+    building: Option<Builder>,
+    packed: Packed,
+    rests: Vec<Rest>,
+    changes: BTreeMap<Short, Option<KeyRecord>>,
+}
+
+/// A whole state, packed.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Changes that make all of it but the keys.
+    pub(crate) records: Vec<Change>,
+    pub(crate) keys: Packed,
+    /// The other halves of the keys' digests.
+    pub(crate) rests: Vec<Rest>,
+}
+
+impl Image {
+    /// Goes on from a state.
+    pub(crate) fn of(state: State) -> Self {
+        let mut records = Routing::default();
+        state.records.into_iter().for_each(|change| records.apply(change));
+        let keys = Keys { packed: state.keys, rests: state.rests, ..Keys::default() };
+        Self { records, weight: 0, keys }
+    }
+
+    /// Takes the next record of a whole state: nothing is dropped there, and keys come in the order of their digests.
+    pub(crate) fn build(&mut self, change: Change) -> Result<(), String> {
+        match change {
+            Change::PutKey(key) => {
+                let builder = self.keys.building.get_or_insert_default();
+                if !builder.push(&key) {
+                    return Err(format!("key {}: out of order in a snapshot", key.id));
+                }
+                within("keys", builder.len(), MAX_KEYS)
+            }
+            Change::PutOrg(_) | Change::PutModel(_) | Change::PutNode(_) | Change::PurgeAnswer { .. } => {
+                // Writing into a Vec cannot fail.
+                let mut bytes = Vec::with_capacity(256);
+                let _ = minicbor::encode(&change, &mut bytes);
+                self.weight += bytes.len();
+                within("bytes of records", self.weight, MAX_WEIGHT)?;
+                self.records.apply(change);
+                self.within_bounds()
+            }
+            _ => Err("a snapshot drops something".to_owned()),
+        }
+    }
+
+    fn within_bounds(&self) -> Result<(), String> {
+        within("organizations", self.records.orgs.size(), MAX_RECORDS)?;
+        within("models", self.records.models.size(), MAX_RECORDS)?;
+        within("nodes", self.records.nodes.size(), MAX_RECORDS)?;
+        within("purged answers", self.records.purged.size(), MAX_PURGED)
+    }
+
+    /// Applies a change that was checked when it was written down.
+    pub(crate) fn apply(&mut self, change: Change) {
+        match change {
+            Change::PutKey(key) => self.change_key(&key.digest.clone(), Some(key)),
+            Change::DropKey(digest) => self.change_key(&digest, None),
+            change => self.records.apply(change),
+        }
+    }
+
+    fn change_key(&mut self, digest: &KeyDigest, record: Option<KeyRecord>) {
+        self.keys.changes.insert(short_of(digest), record);
+    }
+
+    /// All of it.
+    pub(crate) fn finish(self) -> State {
+        let Keys { building, mut packed, mut rests, changes } = self.keys;
+        if let Some(builder) = building {
+            (packed, rests) = builder.finish();
+        }
+        if !changes.is_empty() {
+            let changes = changes.iter().map(|(short, record)| (*short, record.as_ref()));
+            (packed, rests) = merge(&packed, &rests, changes);
+        }
+        State { records: self.records.changes().collect(), keys: packed, rests }
+    }
+}
