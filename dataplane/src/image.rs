@@ -69,7 +69,11 @@ impl Image {
                 }
                 within("keys", builder.len(), MAX_KEYS)
             }
-            Change::PutOrg(_) | Change::PutModel(_) | Change::PutNode(_) | Change::PurgeAnswer { .. } => {
+            Change::PutOrg(_)
+            | Change::PutModel(_)
+            | Change::PutRoute(_)
+            | Change::PutNode(_)
+            | Change::PurgeAnswer { .. } => {
                 // Writing into a Vec cannot fail.
                 let mut bytes = Vec::with_capacity(256);
                 let _ = minicbor::encode(&change, &mut bytes);
@@ -85,6 +89,7 @@ impl Image {
     fn within_bounds(&self) -> Result<(), String> {
         within("organizations", self.records.orgs.size(), MAX_RECORDS)?;
         within("models", self.records.models.size(), MAX_RECORDS)?;
+        within("routes", self.records.routes.size(), MAX_RECORDS)?;
         within("nodes", self.records.nodes.size(), MAX_RECORDS)?;
         within("purged answers", self.records.purged.size(), MAX_PURGED)
     }

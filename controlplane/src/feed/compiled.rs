@@ -88,11 +88,6 @@ impl Staged {
         self.0.retain(|(_, staged)| staged.subject() != subject);
     }
 
-    /// Whether all are told the same.
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// What an edge is told on top of what all are told.
     pub(crate) fn changes_for(&self, edge: &str, region: &str) -> Vec<Change> {
         self.0.iter().filter(|(of, _)| of.includes(edge, region)).map(|(_, change)| change.clone()).collect()

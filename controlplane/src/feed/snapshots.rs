@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{error, info};
+use turnpike_config::Routing;
 use turnpike_config::log::{Hash, Position};
-use turnpike_config::push::chunks::{Chunk, cut};
+use turnpike_config::push::chunks::cut;
 use turnpike_config::push::{MAX_DELTA, Manifest, PushFrame};
 use turnpike_config::signing::Signer;
 
@@ -44,33 +45,35 @@ impl Snapshots {
         signer: &Signer,
     ) -> Option<(Frame, Position)> {
         let now = Instant::now();
-        let (at, mut hashes) = {
+        let staged = published.compiled.staged.changes_for(edge, region);
+        let (at, hashes) = {
             let mut newest = self.newest.lock().await;
             let head = published.at().version;
             let usable = newest.as_ref().is_some_and(|kept| {
-                kept.at.version >= after && kept.at.version <= head && head - kept.at.version <= STALE
+                kept.at.version >= after && head.checked_sub(kept.at.version).is_some_and(|behind| behind <= STALE)
             });
             // What some are told instead belongs to the head.
-            if !usable || !published.compiled.staged.is_empty() {
-                *newest = Some(self.cut(published, now).await?);
+            if staged.is_empty() {
+                if !usable {
+                    *newest = Some(self.cut(published.routing().clone(), published.at(), now).await?);
+                }
+                let kept = newest.as_mut()?;
+                kept.used = now;
+                (kept.at, kept.chunks.clone())
+            } else {
+                // Only some see this state; most of its chunks are those of the others.
+                let mut routing = published.routing().clone();
+                staged.into_iter().for_each(|change| routing.apply(change));
+                let snapshot = self.cut(routing, published.at(), now).await?;
+                (snapshot.at, snapshot.chunks)
             }
-            let kept = newest.as_mut()?;
-            kept.used = now;
-            (kept.at, kept.chunks.clone())
         };
-        let staged = published.compiled.staged.changes_for(edge, region);
-        if !staged.is_empty() {
-            let chunk = Chunk::pack(&staged).inspect_err(|error| error!(%error, edge, "what is staged")).ok()?;
-            hashes.push(chunk.hash);
-            self.chunks().insert(chunk.hash, (chunk.bytes, now));
-        }
         self.touch(&hashes, now);
         let manifest = Manifest::new(at, hashes, published.rewinds_from, signer);
         Some((encode(&PushFrame::Manifest(manifest))?, at))
     }
 
-    async fn cut(&self, published: &Published, now: Instant) -> Option<Snapshot> {
-        let (routing, at) = (published.compiled.routing.clone(), published.at());
+    async fn cut(&self, routing: Routing, at: Position, now: Instant) -> Option<Snapshot> {
         let started = Instant::now();
         // Off the runtime's workers: the state may hold a million keys.
         let cut = tokio::task::spawn_blocking(move || cut(&routing)).await;

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use turnpike_config::log::Position;
 use turnpike_config::routing::MAX_PURGED;
-use turnpike_config::{CacheKey, Change, KeyDigest, KeyRecord, NodeRecord, OrgId, Tokens, World};
+use turnpike_config::{CacheKey, Change, KeyDigest, KeyRecord, NodeRecord, OrgId, RouteId, Tokens, World};
 
 /// Keys and models that are looked up to see whether a new snapshot works.
 const TRIED: usize = 16;
@@ -129,6 +129,7 @@ enum Subject<'c> {
     Model(&'c str),
     Node(&'c str),
     Answer(&'c CacheKey),
+    Route(&'c RouteId),
 }
 
 impl<'c> From<&'c Change> for Subject<'c> {
@@ -143,6 +144,8 @@ impl<'c> From<&'c Change> for Subject<'c> {
             Change::PutNode(node) => Self::Node(&node.name),
             Change::DropNode(name) => Self::Node(name),
             Change::PurgeAnswer { key, .. } => Self::Answer(key),
+            Change::PutRoute(route) => Self::Route(&route.id),
+            Change::DropRoute(id) => Self::Route(id),
         }
     }
 }
@@ -199,6 +202,8 @@ impl<'b> Draft<'b> {
             Change::PutNode(record) => self.put_node(record, resolve),
             Change::DropNode(name) => self.drop_node(name),
             Change::PurgeAnswer { key, at_ms } => self.purge(*key, *at_ms),
+            Change::PutRoute(record) => next.routes.insert_mut(record.id.clone(), Arc::new(record.clone())),
+            Change::DropRoute(id) => drop(next.routes.remove_mut(id)),
         }
     }
 
@@ -239,6 +244,7 @@ impl<'b> Draft<'b> {
         within("organizations", next.orgs.size(), MAX_RECORDS)?;
         within("models", next.models.size(), MAX_RECORDS)?;
         within("nodes", next.nodes.size() + next.astray.size(), MAX_RECORDS)?;
+        within("routes", next.routes.size(), MAX_RECORDS)?;
         let mut serving: BTreeMap<&str, Vec<&Arc<Node>>> = BTreeMap::new();
         if !self.unrouted.is_empty() {
             for node in next.nodes.values() {

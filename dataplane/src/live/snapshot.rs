@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use turnpike_config::log::Position;
 use turnpike_config::routing::Map;
-use turnpike_config::{CacheKey, KeyDigest, KeyRecord, ModelRecord, NodeRecord, OrgId, OrgRecord, World};
+use turnpike_config::{
+    CacheKey, KeyDigest, KeyRecord, ModelRecord, NodeRecord, OrgId, OrgRecord, RouteId, RouteRecord, World,
+};
 
 /// Numbers of snapshots; 0 is the empty one's.
 static SERIALS: AtomicU64 = AtomicU64::new(1);
@@ -28,6 +30,7 @@ pub(crate) struct Snapshot {
     pub(super) nodes: Map<String, Arc<Node>>,
     /// Nodes whose addresses are not known.
     pub(super) astray: Map<String, NodeRecord>,
+    pub(super) routes: Map<RouteId, Arc<RouteRecord>>,
     /// Purged answers, with the Unix milliseconds of their purge.
     pub(super) purged: Map<CacheKey, u64>,
     pub(super) seats: Arc<Seats>,
@@ -157,5 +160,18 @@ impl World for Snapshot {
 
     fn owns_keys(&self, id: &OrgId) -> bool {
         self.keys.owns(id)
+    }
+
+    fn model(&self, id: &str) -> Option<&ModelRecord> {
+        self.models.get(id).map(|model| &model.record)
+    }
+
+    fn routes_to<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a RouteRecord> {
+        let leads = move |route: &&RouteRecord| route.policy.destinations().any(|(_, to, _)| to == model);
+        self.routes.values().map(|route| &**route).filter(leads)
+    }
+
+    fn route_of(&self, organization: &OrgId) -> Option<&RouteId> {
+        self.routes.keys().find(|id| id.organization.as_ref() == Some(organization))
     }
 }
