@@ -114,16 +114,34 @@ async fn check(edit: &mut Edit<'_>, key: &ApiKey, limits: &LimitSettings) -> Res
 
 /// Makes a key.
 pub(crate) async fn create(context: &Context, operator: Operator, input: CreateKey) -> Result<NewKey, ActionError> {
-    let limits = input.rate_limits.unwrap_or_default();
     let secret = generate()?;
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let api_key = create_in(&mut edit, operator, input, (KeyDigest::of(&secret), shown(&secret))).await?;
+    edit.commit().await?;
+    Ok(NewKey { api_key, key: secret })
+}
+
+/// How a key begins, to tell keys apart.
+fn shown(secret: &str) -> String {
+    secret.chars().take(SHOWN).collect()
+}
+
+/// Takes in a key that is known by its digest alone, as part of a larger change.
+pub(super) async fn create_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    input: CreateKey,
+    (digest, prefix): (KeyDigest, String),
+) -> Result<ApiKey, ActionError> {
+    let limits = input.rate_limits.unwrap_or_default();
     let now = Utc::now();
     let api_key = ApiKey {
         id: Uuid::now_v7(),
         organization_id: input.organization_id,
         user_id: input.user_id,
         name: input.name,
-        key_hash: KeyDigest::of(&secret).to_string(),
-        key_prefix: secret.chars().take(SHOWN).collect(),
+        key_hash: digest.to_string(),
+        key_prefix: prefix,
         permissions: input.permissions.unwrap_or_else(|| vec!["inference".to_owned(), "models.read".to_owned()]),
         rate_limits: json!(limits),
         allowed_models: input.allowed_models,
@@ -134,8 +152,7 @@ pub(crate) async fn create(context: &Context, operator: Operator, input: CreateK
         revoked_at: None,
         rotated_from: None,
     };
-    let mut edit = context.feed.edit(operator.name()).await?;
-    check(&mut edit, &api_key, &limits).await?;
+    check(edit, &api_key, &limits).await?;
     if api_key.expires_at.is_some_and(|at| at <= now) {
         return Err(ActionError::field("expires_at", "expected a time to come"));
     }
@@ -144,11 +161,10 @@ pub(crate) async fn create(context: &Context, operator: Operator, input: CreateK
         return Err(ActionError::field("user_id", "no such user in this organization"));
     }
     keys::insert(edit.connection(), &api_key).await?;
-    audit(&mut edit, operator, "api_key.create", ("api_key", &api_key.id.to_string()), json!({"name": api_key.name}))
-        .await?;
+    let details = json!({"name": api_key.name});
+    audit(edit, operator, "api_key.create", ("api_key", &api_key.id.to_string()), details).await?;
     edit.push(Change::PutKey(api_key.record()?));
-    edit.commit().await?;
-    Ok(NewKey { api_key, key: secret })
+    Ok(api_key)
 }
 
 /// The key inside an edit; a revoked one is gone for good.
@@ -169,6 +185,18 @@ pub(crate) async fn patch(
 ) -> Result<ApiKey, ActionError> {
     let mut edit = context.feed.edit(operator.name()).await?;
     let before = live(&mut edit, id).await?;
+    let key = patch_in(&mut edit, operator, before, patch).await?;
+    edit.commit().await?;
+    Ok(key)
+}
+
+/// Changes a key as part of a larger change.
+pub(super) async fn patch_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    before: ApiKey,
+    patch: PatchKey,
+) -> Result<ApiKey, ActionError> {
     let record = before.record()?;
     let kept = LimitSettings::new(record.limits, record.model_limits.clone());
     let limits = patch.rate_limits.unwrap_or(kept);
@@ -181,14 +209,13 @@ pub(crate) async fn patch(
         is_active: patch.is_active.unwrap_or(before.is_active),
         ..before
     };
-    check(&mut edit, &key, &limits).await?;
+    check(edit, &key, &limits).await?;
     keys::update(edit.connection(), &key).await?;
     let details = json!({"is_active": key.is_active});
-    audit(&mut edit, operator, "api_key.update", ("api_key", &id.to_string()), details).await?;
+    audit(edit, operator, "api_key.update", ("api_key", &key.id.to_string()), details).await?;
     if key.record()? != record {
         edit.push(Change::PutKey(key.record()?));
     }
-    edit.commit().await?;
     Ok(key)
 }
 
@@ -206,11 +233,17 @@ pub(crate) async fn set_active(
 pub(crate) async fn revoke(context: &Context, operator: Operator, id: Uuid) -> Result<(), ActionError> {
     let mut edit = context.feed.edit(operator.name()).await?;
     let before = live(&mut edit, id).await?;
+    revoke_in(&mut edit, operator, before).await?;
+    edit.commit().await?;
+    Ok(())
+}
+
+/// The same as part of a larger change.
+pub(super) async fn revoke_in(edit: &mut Edit<'_>, operator: Operator, before: ApiKey) -> Result<(), ActionError> {
     let key = ApiKey { is_active: false, revoked_at: Some(Utc::now()), ..before };
     keys::update(edit.connection(), &key).await?;
-    audit(&mut edit, operator, "api_key.revoke", ("api_key", &id.to_string()), json!({})).await?;
+    audit(edit, operator, "api_key.revoke", ("api_key", &key.id.to_string()), json!({})).await?;
     edit.push(Change::DropKey(key.record()?.digest));
-    edit.commit().await?;
     Ok(())
 }
 
@@ -234,7 +267,7 @@ pub(crate) async fn rotate(
     let api_key = ApiKey {
         id: Uuid::now_v7(),
         key_hash: KeyDigest::of(&secret).to_string(),
-        key_prefix: secret.chars().take(SHOWN).collect(),
+        key_prefix: shown(&secret),
         last_used_at: None,
         created_at: now,
         rotated_from: Some(old.id),

@@ -4,6 +4,7 @@ pub(crate) mod billing;
 pub(crate) mod cache;
 pub(crate) mod config;
 pub(crate) mod credit_notes;
+pub(crate) mod declared;
 pub(crate) mod invoices;
 pub(crate) mod keys;
 mod limits;

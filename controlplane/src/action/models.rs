@@ -2,6 +2,7 @@
 
 use super::{ActionError, Checks, Operator, audit, nullable, prices};
 use crate::context::Context;
+use crate::feed::Edit;
 use crate::store::models::{self, CacheSettings, Model};
 use chrono::Utc;
 use serde::Deserialize;
@@ -81,6 +82,14 @@ pub(crate) struct PatchModel {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<i32>)]
     max_output_tokens: Option<Option<i32>>,
+    /// Number of parameters.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i64>)]
+    parameter_count: Option<Option<i64>>,
+    /// `small`, `medium`, `large` or `xl`.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    model_size: Option<Option<String>>,
     /// What it can do.
     capabilities: Option<Vec<String>>,
     /// Languages it knows.
@@ -139,6 +148,18 @@ pub(super) fn check_cache(checks: &mut Checks, field: &str, cache: CachePolicy) 
 
 /// Makes a model, without any version yet.
 pub(crate) async fn create(context: &Context, operator: Operator, input: CreateModel) -> Result<Model, ActionError> {
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let model = create_in(&mut edit, operator, input).await?;
+    edit.commit().await?;
+    Ok(model)
+}
+
+/// Makes a model as part of a larger change.
+pub(super) async fn create_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    input: CreateModel,
+) -> Result<Model, ActionError> {
     let now = Utc::now();
     let model = Model {
         name: input.name.unwrap_or_else(|| input.id.clone()),
@@ -162,13 +183,11 @@ pub(crate) async fn create(context: &Context, operator: Operator, input: CreateM
         cache_generation: 0,
     };
     check(&model)?;
-    let mut edit = context.feed.edit(operator.name()).await?;
     models::insert(edit.connection(), &model).await?;
-    audit(&mut edit, operator, "model.create", ("model", &model.id), json!({})).await?;
-    prices::add(&mut edit, operator, &model.id, &model.pricing, now).await?;
+    audit(edit, operator, "model.create", ("model", &model.id), json!({})).await?;
+    prices::add(edit, operator, &model.id, &model.pricing, now).await?;
     let record = models::record(edit.connection(), &model).await?;
     edit.push(Change::PutModel(record));
-    edit.commit().await?;
     Ok(model)
 }
 
@@ -182,6 +201,18 @@ pub(crate) async fn patch(
     let mut edit = context.feed.edit(operator.name()).await?;
     let before = models::get(edit.connection(), id).await?;
     let before = before.ok_or_else(|| ActionError::not_found("model", id))?;
+    let model = patch_in(&mut edit, operator, before, patch).await?;
+    edit.commit().await?;
+    Ok(model)
+}
+
+/// Changes a model as part of a larger change.
+pub(super) async fn patch_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    before: Model,
+    patch: PatchModel,
+) -> Result<Model, ActionError> {
     let details = json!({"pricing_before": before.pricing});
     let record = models::record(edit.connection(), &before).await?;
     let pricing_before = before.pricing.clone();
@@ -192,6 +223,8 @@ pub(crate) async fn patch(
         description: patch.description.unwrap_or(before.description),
         context_length: patch.context_length.unwrap_or(before.context_length),
         max_output_tokens: patch.max_output_tokens.unwrap_or(before.max_output_tokens),
+        parameter_count: patch.parameter_count.unwrap_or(before.parameter_count),
+        model_size: patch.model_size.unwrap_or(before.model_size),
         capabilities: patch.capabilities.unwrap_or(before.capabilities),
         supported_languages: patch.supported_languages.unwrap_or(before.supported_languages),
         pricing: patch.pricing.unwrap_or(before.pricing),
@@ -204,15 +237,14 @@ pub(crate) async fn patch(
     };
     check(&model)?;
     models::update(edit.connection(), &model).await?;
-    audit(&mut edit, operator, "model.update", ("model", id), details).await?;
+    audit(edit, operator, "model.update", ("model", &model.id), details).await?;
     if model.pricing != pricing_before {
-        prices::add(&mut edit, operator, id, &model.pricing, model.updated_at).await?;
+        prices::add(edit, operator, &model.id, &model.pricing, model.updated_at).await?;
     }
     let changed = models::record(edit.connection(), &model).await?;
     if changed != record {
         edit.push(Change::PutModel(changed));
     }
-    edit.commit().await?;
     Ok(model)
 }
 

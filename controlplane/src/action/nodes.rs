@@ -3,6 +3,7 @@
 use super::{ActionError, Operator, audit};
 use crate::admission::Role;
 use crate::context::Context;
+use crate::feed::Edit;
 use crate::roster::LiveReport;
 use crate::store::edges::{self, Edge};
 use crate::store::nodes::{self, Node};
@@ -38,16 +39,28 @@ pub(crate) async fn set_enabled(
     let mut edit = context.feed.edit(operator.name()).await?;
     let before = nodes::get(edit.connection(), name).await?;
     let before = before.ok_or_else(|| ActionError::not_found("node", name))?;
+    let after = set_enabled_in(&mut edit, operator, before, enabled).await?;
+    edit.commit().await?;
+    Ok(view(context, after))
+}
+
+/// The same as part of a larger change.
+pub(super) async fn set_enabled_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    before: Node,
+    enabled: bool,
+) -> Result<Node, ActionError> {
+    let name = &before.name;
     let after = nodes::set_enabled(edit.connection(), name, enabled).await?;
     let after = after.ok_or_else(|| ActionError::not_found("node", name))?;
     let action = if enabled { "node.enable" } else { "node.disable" };
-    audit(&mut edit, operator, action, ("node", name), json!({})).await?;
+    audit(edit, operator, action, ("node", name), json!({})).await?;
     let record = after.record()?;
     if record != before.record()? {
         edit.push(Change::PutNode(record));
     }
-    edit.commit().await?;
-    Ok(view(context, after))
+    Ok(after)
 }
 
 /// One node.

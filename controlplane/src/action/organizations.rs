@@ -105,6 +105,18 @@ pub(crate) async fn create(
     operator: Operator,
     input: CreateOrganization,
 ) -> Result<Organization, ActionError> {
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let org = create_in(&mut edit, operator, input).await?;
+    edit.commit().await?;
+    Ok(org)
+}
+
+/// Makes an organization as part of a larger change.
+pub(super) async fn create_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    input: CreateOrganization,
+) -> Result<Organization, ActionError> {
     let now = Utc::now();
     let org = Organization {
         id: Uuid::now_v7(),
@@ -120,13 +132,11 @@ pub(crate) async fn create(
         cache_generation: 0,
         budget: None,
     };
-    let mut edit = context.feed.edit(operator.name()).await?;
-    check(&mut edit, &org).await?;
+    check(edit, &org).await?;
     organizations::insert(edit.connection(), &org).await?;
-    audit(&mut edit, operator, "organization.create", ("organization", &org.id.to_string()), json!({"slug": org.slug}))
+    audit(edit, operator, "organization.create", ("organization", &org.id.to_string()), json!({"slug": org.slug}))
         .await?;
     edit.push(Change::PutOrg(org.record()));
-    edit.commit().await?;
     Ok(org)
 }
 
@@ -140,6 +150,18 @@ pub(crate) async fn patch(
     let mut edit = context.feed.edit(operator.name()).await?;
     let before = organizations::get(edit.connection(), id).await?;
     let before = before.ok_or_else(|| ActionError::not_found("organization", id))?;
+    let org = patch_in(&mut edit, operator, before, patch).await?;
+    edit.commit().await?;
+    Ok(org)
+}
+
+/// Changes an organization as part of a larger change.
+pub(super) async fn patch_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    before: Organization,
+    patch: PatchOrganization,
+) -> Result<Organization, ActionError> {
     let org = Organization {
         name: patch.name.unwrap_or_else(|| before.name.clone()),
         slug: patch.slug.unwrap_or_else(|| before.slug.clone()),
@@ -151,13 +173,12 @@ pub(crate) async fn patch(
         updated_at: Utc::now(),
         ..before.clone()
     };
-    check(&mut edit, &org).await?;
+    check(edit, &org).await?;
     organizations::update(edit.connection(), &org).await?;
-    audit(&mut edit, operator, "organization.update", ("organization", &id.to_string()), json!({})).await?;
+    audit(edit, operator, "organization.update", ("organization", &org.id.to_string()), json!({})).await?;
     if org.record() != before.record() {
         edit.push(Change::PutOrg(org.record()));
     }
-    edit.commit().await?;
     Ok(org)
 }
 

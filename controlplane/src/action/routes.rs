@@ -34,7 +34,7 @@ pub(crate) struct CreateRoute {
 pub(crate) struct PatchRoute {
     /// Where requests go; replaces all of it.
     #[schema(value_type = Policy)]
-    policy: RoutePolicy,
+    pub(super) policy: RoutePolicy,
 }
 
 /// Where requests go.

@@ -2,6 +2,7 @@
 
 use super::{ActionError, Checks, Operator, audit, nullable};
 use crate::context::Context;
+use crate::feed::Edit;
 use crate::store::organizations;
 use crate::store::users::{self, User};
 use chrono::Utc;
@@ -62,6 +63,14 @@ fn check(user: &User) -> Result<(), ActionError> {
 
 /// Makes a user.
 pub(crate) async fn create(context: &Context, operator: Operator, input: CreateUser) -> Result<User, ActionError> {
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let user = create_in(&mut edit, operator, input).await?;
+    edit.commit().await?;
+    Ok(user)
+}
+
+/// Makes a user as part of a larger change.
+pub(super) async fn create_in(edit: &mut Edit<'_>, operator: Operator, input: CreateUser) -> Result<User, ActionError> {
     let now = Utc::now();
     let user = User {
         id: Uuid::now_v7(),
@@ -77,13 +86,11 @@ pub(crate) async fn create(context: &Context, operator: Operator, input: CreateU
         updated_at: now,
     };
     check(&user)?;
-    let mut edit = context.feed.edit(operator.name()).await?;
     if organizations::get(edit.connection(), user.organization_id).await?.is_none() {
         return Err(ActionError::field("organization_id", "no such organization"));
     }
     users::insert(edit.connection(), &user).await?;
-    audit(&mut edit, operator, "user.create", ("user", &user.id.to_string()), json!({"role": user.role})).await?;
-    edit.commit().await?;
+    audit(edit, operator, "user.create", ("user", &user.id.to_string()), json!({"role": user.role})).await?;
     Ok(user)
 }
 
@@ -97,6 +104,18 @@ pub(crate) async fn patch(
     let mut edit = context.feed.edit(operator.name()).await?;
     let before = users::get(edit.connection(), id).await?;
     let before = before.ok_or_else(|| ActionError::not_found("user", id))?;
+    let user = patch_in(&mut edit, operator, before, patch).await?;
+    edit.commit().await?;
+    Ok(user)
+}
+
+/// Changes a user as part of a larger change.
+pub(super) async fn patch_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    before: User,
+    patch: PatchUser,
+) -> Result<User, ActionError> {
     let user = User {
         email: patch.email.unwrap_or(before.email),
         first_name: patch.first_name.unwrap_or(before.first_name),
@@ -108,8 +127,7 @@ pub(crate) async fn patch(
     };
     check(&user)?;
     users::update(edit.connection(), &user).await?;
-    audit(&mut edit, operator, "user.update", ("user", &id.to_string()), json!({"role": user.role})).await?;
-    edit.commit().await?;
+    audit(edit, operator, "user.update", ("user", &user.id.to_string()), json!({"role": user.role})).await?;
     Ok(user)
 }
 

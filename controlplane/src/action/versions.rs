@@ -86,6 +86,19 @@ pub(crate) async fn create(
     model: &str,
     input: CreateVersion,
 ) -> Result<ModelVersion, ActionError> {
+    let mut edit = context.feed.edit(operator.name()).await?;
+    let version = create_in(&mut edit, operator, model, input).await?;
+    edit.commit().await?;
+    Ok(version)
+}
+
+/// Makes a version of a model as part of a larger change.
+pub(super) async fn create_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    model: &str,
+    input: CreateVersion,
+) -> Result<ModelVersion, ActionError> {
     let mut version = ModelVersion {
         id: Uuid::now_v7(),
         model_id: model.to_owned(),
@@ -103,7 +116,6 @@ pub(crate) async fn create(
     if input.activate || input.make_default {
         activate(&mut version);
     }
-    let mut edit = context.feed.edit(operator.name()).await?;
     if models::get(edit.connection(), model).await?.is_none() {
         return Err(ActionError::not_found("model", model));
     }
@@ -112,9 +124,8 @@ pub(crate) async fn create(
     }
     versions::insert(edit.connection(), &version).await?;
     let details = json!({"model": model, "version": version.version});
-    audit(&mut edit, operator, "model_version.create", ("model_version", &version.id.to_string()), details).await?;
-    push(&mut edit, model).await?;
-    edit.commit().await?;
+    audit(edit, operator, "model_version.create", ("model_version", &version.id.to_string()), details).await?;
+    push(edit, model).await?;
     Ok(version)
 }
 
@@ -127,6 +138,18 @@ pub(crate) async fn act(
     act: VersionAct,
 ) -> Result<ModelVersion, ActionError> {
     let mut edit = context.feed.edit(operator.name()).await?;
+    let version = act_in(&mut edit, operator, (model, name), act).await?;
+    edit.commit().await?;
+    Ok(version)
+}
+
+/// The same as part of a larger change.
+pub(super) async fn act_in(
+    edit: &mut Edit<'_>,
+    operator: Operator,
+    (model, name): (&str, &str),
+    act: VersionAct,
+) -> Result<ModelVersion, ActionError> {
     let version = versions::get(edit.connection(), model, name).await?;
     let mut version = version.ok_or_else(|| ActionError::not_found("model version", format!("{model}@{name}")))?;
     match act {
@@ -148,9 +171,8 @@ pub(crate) async fn act(
     }
     versions::update(edit.connection(), &version).await?;
     let details = json!({"model": model, "version": name});
-    audit(&mut edit, operator, act.name(), ("model_version", &version.id.to_string()), details).await?;
-    push(&mut edit, model).await?;
-    edit.commit().await?;
+    audit(edit, operator, act.name(), ("model_version", &version.id.to_string()), details).await?;
+    push(edit, model).await?;
     Ok(version)
 }
 

@@ -38,6 +38,18 @@ impl Edit<'_> {
         self.reason = Some(reason.into());
     }
 
+    /// What edges are to be told so far.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.entries.iter().map(|entry| &entry.change)
+    }
+
+    /// Checks the changes as a commit would, and makes none of them. Returns the present version.
+    pub(crate) async fn check(mut self) -> Result<u64, FeedError> {
+        self.validated().await?;
+        self.tx.rollback().await.map_err(StoreError::from)?;
+        Ok(self.head.at.version)
+    }
+
     /// Commits the rows and their changes, or neither. Returns the version at which edges will know.
     pub(crate) async fn commit(mut self) -> Result<u64, FeedError> {
         if self.entries.is_empty() {

@@ -143,6 +143,12 @@ pub(crate) async fn digests_of(
     stored.iter().map(parse).collect()
 }
 
+/// A key by its digest, a revoked one too.
+pub(crate) async fn by_digest(connection: &mut PgConnection, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
+    let sql = "SELECT * FROM api_keys WHERE key_hash = $1";
+    Ok(sqlx::query_as(sql).bind(digest.to_string()).fetch_optional(connection).await?)
+}
+
 /// Every key that edges must know.
 pub(crate) async fn all_live(connection: &mut PgConnection) -> Result<Vec<ApiKey>, StoreError> {
     Ok(sqlx::query_as("SELECT * FROM api_keys WHERE revoked_at IS NULL").fetch_all(connection).await?)

@@ -192,10 +192,12 @@ pub(crate) async fn purge_answers(connection: &mut PgConnection, id: &str) -> Re
     .await?)
 }
 
-/// Which of these ids name no model.
+/// Which of these names are neither a model's nor a route's.
 pub(crate) async fn unknown(connection: &mut PgConnection, ids: &[String]) -> Result<Vec<String>, StoreError> {
     Ok(sqlx::query_scalar(
-        "SELECT wanted FROM unnest($1::text[]) AS wanted WHERE NOT EXISTS (SELECT 1 FROM models WHERE id = wanted)",
+        "SELECT wanted FROM unnest($1::text[]) AS wanted
+         WHERE NOT EXISTS (SELECT 1 FROM models WHERE id = wanted)
+             AND NOT EXISTS (SELECT 1 FROM model_routes WHERE name = wanted)",
     )
     .bind(ids)
     .fetch_all(connection)

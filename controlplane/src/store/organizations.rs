@@ -130,6 +130,11 @@ pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Optio
     Ok(sqlx::query_as("SELECT * FROM organizations WHERE id = $1").bind(id).fetch_optional(connection).await?)
 }
 
+/// One organization by its slug.
+pub(crate) async fn named(connection: &mut PgConnection, slug: &str) -> Result<Option<Organization>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM organizations WHERE slug = $1").bind(slug).fetch_optional(connection).await?)
+}
+
 /// Makes all cached answers of an organization unfindable; `None` if there is no such organization.
 pub(crate) async fn purge_answers(connection: &mut PgConnection, id: Uuid) -> Result<Option<Organization>, StoreError> {
     Ok(sqlx::query_as(

@@ -77,6 +77,16 @@ pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Optio
     Ok(sqlx::query_as("SELECT * FROM users WHERE id = $1").bind(id).fetch_optional(connection).await?)
 }
 
+/// One user by the address.
+pub(crate) async fn named(connection: &mut PgConnection, email: &str) -> Result<Option<User>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM users WHERE email = $1").bind(email).fetch_optional(connection).await?)
+}
+
+/// Every user.
+pub(crate) async fn all(connection: &mut PgConnection) -> Result<Vec<User>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM users ORDER BY id").fetch_all(connection).await?)
+}
+
 /// Users after `after` in the order of their ids, at most `limit`, of one organization if given.
 pub(crate) async fn list(
     connection: &mut PgConnection,
