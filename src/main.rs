@@ -2,6 +2,7 @@
 
 mod admin;
 mod certs;
+mod config;
 mod cpu;
 mod invoices;
 mod logging;
@@ -44,6 +45,8 @@ enum Command {
     GpuNode(plane::Args),
     /// Show what was used, and what it cost.
     Usage(usage::Args),
+    /// Declare configuration in files, and see what changed.
+    Config(config::Args),
     /// List, show and make invoices.
     Invoices(invoices::Args),
     /// Compare the books of a day: edges, nodes, the usage ledger, daily sums, invoices.
@@ -78,6 +81,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Dataplane(args) => plane::dataplane(&args),
         Command::GpuNode(args) => plane::gpu_node(&args),
         Command::Usage(args) => usage::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Invoices(args) => invoices::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
         Command::Certs(command) => certs::run(&command),

@@ -106,6 +106,12 @@ impl Audience {
     pub fn includes(&self, edge: &str, region: &str) -> bool {
         self.edges.iter().any(|name| name == edge) || self.regions.iter().any(|name| name == region)
     }
+
+    /// Whether everybody of another is told.
+    pub fn covers(&self, other: &Self) -> bool {
+        other.edges.iter().all(|edge| self.edges.contains(edge))
+            && other.regions.iter().all(|region| self.regions.contains(region))
+    }
 }
 
 /// One entry.

@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(policy.mistakes(), []);
         assert!(policy.regions.failover);
         assert_eq!(policy.sticky, Sticky::Header("x-user".to_owned()));
-        let named: Vec<_> = policy.destinations().map(|(path, model, version)| (path, model, version)).collect();
+        let named: Vec<_> = policy.destinations().collect();
         assert_eq!(named.len(), 4);
         assert_eq!(named[3], ("shadow.to".to_owned(), "next", None));
         assert!(serde_json::from_str::<RoutePolicy>(r#"{"targets": [], "stciky": "key"}"#).is_err());

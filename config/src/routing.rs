@@ -315,6 +315,33 @@ pub enum Subject {
     Route(RouteId),
 }
 
+impl Subject {
+    /// The change that drops its record; `None` for a purge, which only time ends.
+    pub fn dropped(&self) -> Option<Change> {
+        match self {
+            Self::Org(id) => Some(Change::DropOrg(*id)),
+            Self::Key(digest) => Some(Change::DropKey(*digest)),
+            Self::Model(id) => Some(Change::DropModel(id.clone())),
+            Self::Node(name) => Some(Change::DropNode(name.clone())),
+            Self::Route(id) => Some(Change::DropRoute(id.clone())),
+            Self::Purge(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Org(id) => write!(f, "organization {id}"),
+            Self::Key(digest) => write!(f, "key {digest}"),
+            Self::Model(id) => write!(f, "model {id}"),
+            Self::Node(name) => write!(f, "node {name}"),
+            Self::Route(id) => write!(f, "route {id}"),
+            Self::Purge(key) => write!(f, "cached answer {key}"),
+        }
+    }
+}
+
 impl Change {
     /// What it is about.
     pub fn subject(&self) -> Subject {

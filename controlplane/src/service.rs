@@ -16,6 +16,7 @@ use crate::performance::{self, Recorder, Reported};
 use crate::posting;
 use crate::pricing;
 use crate::reconcile;
+use crate::rollout;
 use crate::rollup::Rollup;
 use crate::roster::Roster;
 use crate::settings::{Settings, StripeSettings};
@@ -201,6 +202,7 @@ impl ControlPlane {
         tasks.spawn(pricing::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(posting::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(reconcile::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(rollout::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::write_notes(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::watch_silence(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(links::serve(link, Arc::clone(&context), shutdown.clone()));

@@ -35,3 +35,35 @@ CREATE TABLE model_routes (
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT model_routes_name_organization_key UNIQUE NULLS NOT DISTINCT (name, organization_id)
 );
+
+-- The version that `last_nack` is about.
+ALTER TABLE edges ADD COLUMN nacked_version bigint;
+
+-- Changes that reach some edges before they reach all.
+CREATE TABLE rollouts (
+    id uuid PRIMARY KEY,
+    author text NOT NULL,
+    reason text,
+    -- The documents that are applied at the end, and whether what they do not name is taken away.
+    documents jsonb NOT NULL,
+    prune boolean NOT NULL,
+    -- What edges are told, in order.
+    changes jsonb NOT NULL CHECK (jsonb_typeof(changes) = 'array'),
+    -- Who is told, one audience after the other; all at the end.
+    stages jsonb NOT NULL CHECK (jsonb_typeof(stages) = 'array'),
+    rules jsonb NOT NULL,
+    state text NOT NULL CHECK (state IN ('running', 'paused', 'halted', 'aborted', 'done')),
+    -- Stages that were told so far, less one.
+    stage integer NOT NULL DEFAULT 0 CHECK (stage >= 0),
+    -- The version at which the present stage was told, and since when all of its edges serve by it.
+    told_version bigint NOT NULL,
+    told_at timestamptz NOT NULL DEFAULT now(),
+    held_since timestamptz,
+    -- What it waits for, or why it was halted.
+    note text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- One at a time: with two under way nobody could say which of them did harm.
+CREATE UNIQUE INDEX idx_rollouts_under_way ON rollouts ((true)) WHERE state IN ('running', 'paused');

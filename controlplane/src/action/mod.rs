@@ -13,6 +13,8 @@ pub(crate) mod nodes;
 pub(crate) mod organizations;
 pub(crate) mod prepaid;
 pub(crate) mod prices;
+pub(crate) mod rollout_steps;
+pub(crate) mod rollouts;
 pub(crate) mod routes;
 mod standing;
 pub(crate) mod usage;
@@ -128,7 +130,7 @@ impl From<FeedError> for ActionError {
     fn from(error: FeedError) -> Self {
         match error {
             FeedError::Store(error) => error.into(),
-            FeedError::Faults(_) => Self::Conflict(error.to_string()),
+            FeedError::Faults(_) | FeedError::UnderRollout(_) => Self::Conflict(error.to_string()),
         }
     }
 }

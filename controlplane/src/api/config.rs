@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 /// Largest body of documents, bytes.
-const MAX_DOCUMENTS: usize = 32 << 20;
+pub(super) const MAX_DOCUMENTS: usize = 32 << 20;
 
 pub(super) fn routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()

@@ -16,6 +16,7 @@ mod prepaid;
 mod prices;
 mod problem;
 mod reconcile;
+mod rollouts;
 mod routes;
 mod usage;
 mod users;
@@ -85,6 +86,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(routes::routes())
         .merge(fleet::routes())
         .merge(config::routes())
+        .merge(rollouts::routes())
         .merge(usage::routes())
         .merge(performance::routes())
         .merge(reconcile::routes())

@@ -19,9 +19,9 @@ pub(crate) struct Compiled {
 
 impl Compiled {
     /// A state read from the tables.
-    pub(crate) fn new(routing: Routing, at: Position) -> Self {
+    pub(crate) fn new(routing: Routing, at: Position, staged: Vec<(Audience, Change)>) -> Self {
         let suspects = routing.changes().filter(|change| routing.fault(change).is_some()).collect();
-        Self { routing, at, staged: Staged::default(), suspects }
+        Self { routing, at, staged: Staged(staged), suspects }
     }
 
     /// Takes in entries that follow on `at`; false, and nothing is taken, if they do not.
@@ -76,7 +76,7 @@ impl Staged {
         let subject = change.subject();
         let is_base = base.record(&subject).map_or_else(|| is_current(base, &change), |record| record == change);
         if is_base {
-            self.0.retain(|(of, staged)| staged.subject() != subject || *of != audience);
+            self.0.retain(|(of, staged)| staged.subject() != subject || !audience.covers(of));
         } else {
             self.0.push((audience, change));
         }
@@ -86,6 +86,11 @@ impl Staged {
     fn supersede(&mut self, change: &Change) {
         let subject = change.subject();
         self.0.retain(|(_, staged)| staged.subject() != subject);
+    }
+
+    /// Whether some edges are told this.
+    pub(crate) fn has(&self, change: &Change) -> bool {
+        self.0.iter().any(|(_, staged)| staged == change)
     }
 
     /// What an edge is told on top of what all are told.

@@ -2,22 +2,40 @@
 
 use super::{Feed, FeedError, recent};
 use crate::store::config_log::{self, Head, NewEntry};
+use crate::store::rollouts;
 use crate::store::{PgConnection, StoreError, Tx};
+use std::collections::HashSet;
 use turnpike_config::log::{Audience, Entry};
 use turnpike_config::push::MAX_DELTA;
 use turnpike_config::{Change, Routing, World as _};
+use uuid::Uuid;
 
 /// Rows and log in one transaction, rolled back unless committed.
 pub(crate) struct Edit<'f> {
-    pub(super) feed: &'f Feed,
-    pub(super) tx: Tx,
-    pub(super) head: Head,
-    pub(super) entries: Vec<Entry>,
-    pub(super) author: String,
-    pub(super) reason: Option<String>,
+    feed: &'f Feed,
+    tx: Tx,
+    head: Head,
+    entries: Vec<Entry>,
+    author: String,
+    reason: Option<String>,
+    rollout: Option<Uuid>,
 }
 
-impl Edit<'_> {
+impl<'f> Edit<'f> {
+    pub(super) const fn new(feed: &'f Feed, tx: Tx, head: Head, author: String) -> Self {
+        Self { feed, tx, head, entries: Vec::new(), author, reason: None, rollout: None }
+    }
+
+    /// It belongs to a rollout, which may change what it has staged.
+    pub(crate) const fn for_rollout(&mut self, id: Uuid) {
+        self.rollout = Some(id);
+    }
+
+    /// The version that edges will know once this is committed.
+    pub(crate) fn version_after(&self) -> i64 {
+        i64::try_from(self.head.at.version + self.entries.len() as u64).unwrap_or(i64::MAX)
+    }
+
     /// The connection inside the transaction.
     pub(crate) fn connection(&mut self) -> &mut PgConnection {
         &mut self.tx
@@ -67,6 +85,7 @@ impl Edit<'_> {
     /// The entries with what was before them. Refuses changes that edges could not serve by; faults that were there before
     /// do not stand in the way of a repair.
     async fn validated(&mut self) -> Result<Vec<NewEntry>, FeedError> {
+        self.respect_rollouts().await?;
         let mut routing = self.routing().await?;
         let mut entries = Vec::with_capacity(self.entries.len());
         // What is for some is checked as if it were for all.
@@ -79,8 +98,25 @@ impl Edit<'_> {
         if faults.is_empty() { Ok(entries) } else { Err(FeedError::Faults(faults)) }
     }
 
-    /// The state before this change.
-    async fn routing(&mut self) -> Result<Routing, FeedError> {
+    /// Refuses to change for all what some are told something else of, unless it cannot wait or is told by the way.
+    async fn respect_rollouts(&mut self) -> Result<(), FeedError> {
+        if self.author == config_log::BILLING {
+            return Ok(());
+        }
+        let Some(rollout) = rollouts::under_way(&mut self.tx).await?.filter(|other| Some(other.id) != self.rollout)
+        else {
+            return Ok(());
+        };
+        let staged: HashSet<_> = rollout.changes.iter().map(Change::subject).collect();
+        let touched = self.entries.iter().filter(|entry| !entry.change.is_urgent());
+        match touched.map(|entry| entry.change.subject()).find(|subject| staged.contains(subject)) {
+            Some(subject) => Err(FeedError::UnderRollout(subject.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// What all edges are told before this change.
+    pub(crate) async fn routing(&mut self) -> Result<Routing, FeedError> {
         let current = self.feed.current();
         let mut routing = current.compiled.routing.clone();
         let mut at = current.at().version;

@@ -15,6 +15,7 @@ pub(crate) use recent::Frame;
 
 use crate::metrics::Metrics;
 use crate::store::config_log::{self, Logged};
+use crate::store::routing::Loaded;
 use crate::store::{self, Store, StoreError};
 use compiled::Compiled;
 use minicbor::bytes::ByteVec;
@@ -42,6 +43,9 @@ pub(crate) enum FeedError {
     /// Edges could not serve by the state that the change would lead to.
     #[error("the change would break routing: {}", .0.join("; "))]
     Faults(Vec<String>),
+    /// Some edges are told something else of it.
+    #[error("{0} is part of a rollout under way; finish or abort that first (turnpike rollout status)")]
+    UnderRollout(String),
 }
 
 /// The published routing state.
@@ -59,9 +63,9 @@ pub(crate) struct Feed {
 impl Feed {
     /// Compiles the state from the tables.
     pub(crate) async fn load(store: Store, signer: Signer, metrics: Arc<Metrics>) -> Result<Self, FeedError> {
-        let (head, routing) = store::routing::load(&store).await?;
+        let Loaded { head, routing, staged } = store::routing::load(&store).await?;
         let (keys, models) = (routing.keys.size(), routing.models.size());
-        let compiled = Compiled::new(routing, head.at);
+        let compiled = Compiled::new(routing, head.at, staged);
         let faults = compiled.faults();
         if !faults.is_empty() {
             // Refusing to start would take the admin API away with which to repair it.
@@ -90,7 +94,7 @@ impl Feed {
         let mut tx = self.store.begin().await?;
         config_log::lock(&mut tx).await?;
         let head = config_log::head(&mut tx).await?;
-        Ok(Edit { feed: self, tx, head, entries: Vec::new(), author: author.into(), reason: None })
+        Ok(Edit::new(self, tx, head, author.into()))
     }
 
     /// Looks at the log now.
@@ -186,8 +190,8 @@ impl Feed {
                 Err(error) => {
                     error!(%error, "the config log cannot be followed; compiling anew from the tables");
                     match store::routing::load(&self.store).await {
-                        Ok((head, routing)) => {
-                            compiled = Compiled::new(routing, head.at);
+                        Ok(Loaded { head, routing, staged }) => {
+                            compiled = Compiled::new(routing, head.at, staged);
                             self.recent().clear();
                             self.publish(&compiled, head.rewinds_from, Vec::new());
                         }

@@ -2,9 +2,9 @@
 
 use super::compiled::Compiled;
 use chrono::{DateTime, Utc};
-use turnpike_config::Routing;
 use turnpike_config::log::Position;
 use turnpike_config::signing::{Signature, Signer, Statement};
+use turnpike_config::{Change, Routing};
 
 /// A state that may be told to edges.
 #[derive(Clone, Debug)]
@@ -29,6 +29,11 @@ impl Published {
     /// Where in the log.
     pub(crate) const fn at(&self) -> Position {
         self.compiled.at
+    }
+
+    /// Whether some edges are told this apart from the others.
+    pub(crate) fn is_staged(&self, change: &Change) -> bool {
+        self.compiled.staged.has(change)
     }
 
     /// For edges that are in no audience.

@@ -167,7 +167,8 @@ impl<'a> Push<'a> {
                 warn!(edge = name, version, reason, "an edge refused a version");
                 self.context.metrics.push_refusals.inc();
                 self.least = version.saturating_add(u64::from(fetching));
-                self.context.notes.put(name, News { answer: Some(Some(reason)), ..News::default() });
+                let answer = Some(Some((*version, reason)));
+                self.context.notes.put(name, News { answer, ..News::default() });
             }
         }
         Ok(())

@@ -20,6 +20,8 @@ pub(crate) struct Edge {
     pub(crate) holds: i64,
     /// Why it refused the last version it was given, if it did.
     pub(crate) last_nack: Option<String>,
+    /// The version that it refused then.
+    pub(crate) nacked_version: Option<i64>,
     /// Whether its push link is up.
     pub(crate) connected: bool,
     /// Last sign of life on the push link.
@@ -39,11 +41,15 @@ pub(crate) struct News {
     pub(crate) connected: Option<bool>,
     /// The version that it serves by.
     pub(crate) holds: Option<u64>,
-    /// How it answered the last time: why it refused, or `None` if it did not.
-    pub(crate) answer: Option<Option<String>>,
+    /// How it answered the last time: what it refused and why, or `None` if it did not.
+    pub(crate) answer: Option<Option<(u64, String)>>,
 }
 
 impl News {
+    fn nack(&self) -> Option<&(u64, String)> {
+        self.answer.as_ref()?.as_ref()
+    }
+
     /// Takes in what is newer.
     pub(crate) fn update(&mut self, newer: Self) {
         self.hello = newer.hello.or(self.hello.take());
@@ -69,16 +75,18 @@ pub(crate) async fn note(connection: &mut PgConnection, news: &BTreeMap<String, 
     let holds = |news: &News| news.holds.map(|holds| i64::try_from(holds).unwrap_or(i64::MAX));
     sqlx::query(
         "UPDATE edges SET connected = coalesce(new.connected, edges.connected), holds = coalesce(new.holds, edges.holds),
-             last_nack = CASE WHEN new.answered THEN new.nack ELSE edges.last_nack END, last_seen_at = now()
-         FROM unnest($1::text[], $2::boolean[], $3::bigint[], $4::boolean[], $5::text[])
-             AS new (name, connected, holds, answered, nack)
+             last_nack = CASE WHEN new.answered THEN new.nack ELSE edges.last_nack END,
+             nacked_version = CASE WHEN new.answered THEN new.version ELSE edges.nacked_version END, last_seen_at = now()
+         FROM unnest($1::text[], $2::boolean[], $3::bigint[], $4::boolean[], $5::text[], $6::bigint[])
+             AS new (name, connected, holds, answered, nack, version)
          WHERE edges.name = new.name",
     )
     .bind(news.keys().map(String::as_str).collect::<Vec<_>>())
     .bind(news.values().map(|news| news.connected).collect::<Vec<_>>())
     .bind(news.values().map(holds).collect::<Vec<_>>())
     .bind(news.values().map(|news| news.answer.is_some()).collect::<Vec<_>>())
-    .bind(news.values().map(|news| news.answer.as_ref().and_then(Option::as_deref)).collect::<Vec<_>>())
+    .bind(news.values().map(|news| news.nack().map(|(_, reason)| reason.as_str())).collect::<Vec<_>>())
+    .bind(news.values().map(|news| news.nack().and_then(|(at, _)| i64::try_from(*at).ok())).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -95,6 +103,11 @@ pub(crate) async fn list(
         .bind(limit)
         .fetch_all(connection)
         .await?)
+}
+
+/// Edges with a link, in the order of their names.
+pub(crate) async fn connected(connection: &mut PgConnection) -> Result<Vec<Edge>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM edges WHERE connected ORDER BY name").fetch_all(connection).await?)
 }
 
 /// Removes an edge without a link; says whether it did.

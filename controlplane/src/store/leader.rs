@@ -11,6 +11,9 @@ pub(crate) const COLLECTING: i64 = 0x0063_6f6c_6c65_6374;
 /// Comparing the books of a day («reconcil» in ASCII).
 pub(crate) const RECONCILE: i64 = 0x7265_636f_6e63_696c;
 
+/// Looking after rollouts («rollout» in ASCII).
+pub(crate) const ROLLOUT: i64 = 0x0072_6f6c_6c6f_7574;
+
 /// The right to run something, until it is dropped or the connection is lost.
 pub(crate) struct Leading(Tx);
 

@@ -24,6 +24,7 @@ pub(crate) mod purges;
 pub(crate) mod recharges;
 pub(crate) mod reconcile;
 pub(crate) mod requests;
+pub(crate) mod rollouts;
 pub(crate) mod rollup;
 pub(crate) mod routes;
 pub(crate) mod routing;

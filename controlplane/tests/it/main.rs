@@ -26,6 +26,7 @@ mod prepaid;
 mod prices;
 mod reconcile;
 mod retired;
+mod rollouts;
 mod stripe;
 mod stripe_server;
 mod usage;

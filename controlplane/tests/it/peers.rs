@@ -54,7 +54,11 @@ impl Edge {
     }
 
     pub(crate) async fn come_back(plane: &Plane, name: &str, held: Held) -> Self {
-        let follower = Follower::new(name.to_owned(), "eu".to_owned(), plane.trust(), held.at);
+        Self::come_back_in(plane, name, "eu", held).await
+    }
+
+    pub(crate) async fn come_back_in(plane: &Plane, name: &str, region: &str, held: Held) -> Self {
+        let follower = Follower::new(name.to_owned(), region.to_owned(), plane.trust(), held.at);
         let link = Link::open(plane, Role::Edge, name, Open::Push(follower.hello("test"))).await;
         Self { link, routing: held.routing, follower }
     }

@@ -8,6 +8,6 @@ mod document;
 mod export;
 mod kinds;
 
-pub(crate) use apply::{Apply, Outcome, apply};
+pub(crate) use apply::{Apply, Outcome, PlannedStep, apply, plan};
 pub(crate) use document::Documents;
 pub(crate) use export::export;
