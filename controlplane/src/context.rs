@@ -6,7 +6,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::performance::Reported;
 use crate::rollup::Rollup;
-use crate::roster::{NodeLive, Roster};
+use crate::roster::{EdgeLive, NodeLive, Roster};
 use crate::settings::Invoicing;
 use crate::spending::Spending;
 use crate::store::Store;
@@ -35,7 +35,7 @@ pub(crate) struct Context {
     /// Who spent something just now.
     pub(crate) spending: Arc<Spending>,
     /// Connected edges.
-    pub(crate) edges: Roster<()>,
+    pub(crate) edges: Roster<EdgeLive>,
     /// Connected nodes.
     pub(crate) nodes: Roster<NodeLive>,
     /// What invoices say beside usage.

@@ -3,8 +3,9 @@
 use super::{REFUSED, Stream};
 use crate::context::Context;
 use crate::metrics::PushKind;
+use crate::roster::EdgeLive;
 use crate::store::{StoreError, edge_days, edges};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use quinn::{Connection, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,12 +35,19 @@ pub(super) async fn push(
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
-    let session = context.edges.enter(name, connection.clone(), ());
+    // One edge's NUL, which PostgreSQL's text cannot hold, must not keep all others from being noted.
+    let live = EdgeLive {
+        region: hello.region.replace('\0', ""),
+        build: hello.build.replace('\0', ""),
+        holds: hello.holds,
+        since: Utc::now(),
+    };
+    let session = context.edges.enter(name, connection.clone(), live.clone());
     context.metrics.edges_connected.set(context.edges.len());
     note(context, name, Note::Connected(hello)).await;
     let result = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        result = push_versions(name, hello, &mut stream, context) => result,
+        result = push_versions(name, hello, (session, live), &mut stream, context) => result,
     };
     if context.edges.leave(name, session) {
         context.metrics.edges_connected.set(context.edges.len());
@@ -48,7 +56,13 @@ pub(super) async fn push(
     result
 }
 
-async fn push_versions(name: &str, hello: &EdgeHello, stream: &mut Stream, context: &Context) -> Result<(), LinkError> {
+async fn push_versions(
+    name: &str,
+    hello: &EdgeHello,
+    (session, live): (u64, EdgeLive),
+    stream: &mut Stream,
+    context: &Context,
+) -> Result<(), LinkError> {
     let mut published = context.feed.subscribe();
     let mut held = Held { version: hello.holds, snapshot_due: hello.holds == 0 };
     loop {
@@ -60,6 +74,7 @@ async fn push_versions(name: &str, hello: &EdgeHello, stream: &mut Stream, conte
                 PushReply::Ack(version) if version == routing.version => {
                     debug!(edge = name, version, "acked");
                     held = Held { version, snapshot_due: false };
+                    context.edges.set(name, session, EdgeLive { holds: version, ..live.clone() });
                     note(context, name, Note::Acked(version)).await;
                 }
                 PushReply::Ack(version) => {
@@ -145,7 +160,8 @@ enum Note<'a> {
     Disconnected,
 }
 
-/// Writes a note. An edge is served also while the database is away; the note is then lost, and the next one is not.
+/// Writes a note. An edge is served also while the database is away; the note is then lost, but for a refusal the watch
+/// over silence makes up for it.
 async fn note(context: &Context, name: &str, note: Note<'_>) {
     let write = async {
         let mut connection = context.store.read().await?;
@@ -173,13 +189,18 @@ pub(super) async fn usage(
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
+    let since = Utc::now();
     let talk = async {
+        let mut is_met = false;
         while let Some(batch) = read_frame::<UsageBatch>(&mut stream.recv).await? {
             if let Some(fault) = fault(&batch) {
                 connection.close(VarInt::from_u32(REFUSED), fault.as_bytes());
                 return Err(LinkError::Lost(fault.to_owned()));
             }
             let UsageBatch { epoch, first_seq, end_seq, complete, .. } = batch;
+            if !std::mem::replace(&mut is_met, true) {
+                meet(name, since, context).await;
+            }
             if !batch.counts.is_empty() {
                 store_counts(name, &batch, context).await;
             }
@@ -209,6 +230,19 @@ fn fault(batch: &UsageBatch) -> Option<&'static str> {
         None => Some("a batch ends before it begins"),
         Some(records) if records < batch.events.len() as u64 => Some("a batch has more events than records"),
         Some(_) => None,
+    }
+}
+
+/// Makes an edge known that first came while the database was away. Tries until the database takes it, as below.
+async fn meet(name: &str, since: DateTime<Utc>, context: &Context) {
+    let (mut pause, longest) = INGEST_RETRY;
+    let region = context.edges.get(name).map(|live| live.region).unwrap_or_default();
+    let put = async || edges::meet(&mut *context.store.read().await?, name, &region, since).await;
+    while let Err::<(), StoreError>(error) = put().await {
+        context.metrics.ingest_failures.inc();
+        warn!(edge = name, %error, "an edge could not be noted yet, and its usage waits for that; trying again");
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 
