@@ -42,6 +42,11 @@ SELECT organization_id, model_id, price_version, date_trunc('hour', created_at, 
     sum(cached_tokens), sum(completion_tokens), sum(cost_usd)
 FROM inference_requests WHERE model_id IS NOT NULL GROUP BY 1, 2, 3, 4;
 
+-- An invoice of what was all debited is paid whole: what its lines were rounded up by is waived, by an entry of its own.
+ALTER TABLE prepaid_entries DROP CONSTRAINT prepaid_entries_kind_check;
+ALTER TABLE prepaid_entries ADD CONSTRAINT prepaid_entries_kind_check CHECK (kind IN
+    ('opening', 'top_up', 'recharge', 'adjustment', 'usage', 'invoice', 'credit', 'refund', 'rounding'));
+
 -- How nodes do, a row per minute, node and model; kept where no ClickHouse is. Months are not worth partitions: a node
 -- and model make 1,440 small rows a day.
 CREATE TABLE model_performance (
