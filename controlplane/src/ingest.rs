@@ -101,7 +101,7 @@ impl Ingest {
             Err(error) if !error.is_about_values() => return Err(error.into()),
             Err(error) => {
                 warn!(edge, %error, "a batch does not fit the schema; storing its events one by one");
-                self.book_each(stretch, &rows.rows).await?;
+                self.book_each(stretch, &rows.rows, now).await?;
             }
             Ok(()) => {}
         }
@@ -199,11 +199,12 @@ impl Ingest {
     }
 
     /// The slow way around an event that the checks above let through and the schema refuses.
-    async fn book_each(&self, stretch: Stretch<'_>, rows: &[UsageRow]) -> Result<(), StoreError> {
+    async fn book_each(&self, stretch: Stretch<'_>, rows: &[UsageRow], now: DateTime<Utc>) -> Result<(), StoreError> {
         for row in rows {
+            let logged: &[&UsageRow] = if self.is_logged(row, now) { &[row] } else { &[] };
             // A stretch of nothing: the journal's position is noted once all is done.
             let nothing = Stretch { end: 0, first: 0, ..stretch };
-            match self.book(nothing, std::slice::from_ref(row), &[row]).await {
+            match self.book(nothing, std::slice::from_ref(row), logged).await {
                 Ok(()) => continue,
                 Err(error) if !error.is_about_values() => return Err(error),
                 Err(error) => {

@@ -405,6 +405,27 @@ async fn the_request_log_may_be_a_sample_and_sums_are_whole_all_the_same() {
 }
 
 #[tokio::test]
+async fn the_sample_is_the_same_when_a_batch_has_to_be_stored_one_by_one() {
+    let settings = Kept::ClickHouse.settings().await + "usage.log_sample = 0.25";
+    let plane = Plane::start_with(&settings).await;
+    let events = mixed_events(&plane, 100).await;
+    // Whether an event is in the log is in its id.
+    let random = |event: &UsageEvent| (event.id.0.as_u128() & 0xffff_ffff) as f64 / f64::from(u32::MAX);
+    let sampled: Vec<_> = events.iter().filter(|event| random(event) < 0.25).map(|event| event.id.0).collect();
+    let refused = sampled[0];
+    let sql = format!("ALTER TABLE inference_requests ADD CONSTRAINT odd CHECK (id <> '{refused}')");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&plane.pool).await.unwrap();
+    ship_in(&plane, "e1", 1, &events, &[100]).await;
+    let mut logged: Vec<uuid::Uuid> =
+        sqlx::query_scalar("SELECT id FROM inference_requests").fetch_all(&plane.pool).await.unwrap();
+    logged.sort_unstable();
+    let mut expected = sampled[1..].to_vec();
+    expected.sort_unstable();
+    assert_eq!(logged, expected);
+    assert_sums(&plane, &events).await;
+}
+
+#[tokio::test]
 async fn hours_that_the_ledger_has_forgotten_are_left_as_they_were_summed() {
     let plane = start(Kept::Postgres).await;
     let tenant = plane.tenant("acme").await;

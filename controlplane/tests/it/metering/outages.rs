@@ -89,6 +89,24 @@ async fn clickhouse_may_be_down_paused_or_read_only_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn a_days_books_are_compared_however_long_their_sums_take() {
+    let server = clickhouse().await;
+    let settings = clickhouse_settings(&server.url()).replace("\"2s\"", "\"300ms\"");
+    let (plane, events) = prepared(&(settings + "billing.reconcile_every = \"60s\"")).await;
+    Meter::connect(&plane, "e1").await.ship(1, 0, &events).await;
+    assert_sums(&plane, &events).await;
+    let server = with(server, |server| server.pause().unwrap()).await;
+    let day = time_of(events.last().unwrap()).date_naive();
+    let path = format!("/reconcile?day={day}");
+    let (report, _server) = tokio::join!(biased; plane.get(&path), async {
+        // Longer than an insert or any other query may take.
+        tokio::time::sleep(std::time::Duration::from_millis(900)).await;
+        with(server, |server| server.resume().unwrap()).await
+    });
+    assert!(report["ledger"]["requests"].as_i64().unwrap() > 0, "{report}");
+}
+
+#[tokio::test]
 async fn an_insert_whose_reply_is_lost_counts_once() {
     let server = clickhouse().await;
     let proxy = Proxy::start(server.port()).await;
@@ -172,6 +190,9 @@ async fn postgres_may_be_killed_in_the_middle_of_a_rollup() {
     }
 }
 
+/// An edge's region, what it holds, whether it is connected, complete to, linked at.
+type Noted = (String, i64, bool, DateTime<Utc>, DateTime<Utc>);
+
 #[tokio::test]
 async fn edges_that_first_come_while_postgres_is_away_are_known_once_it_is_back() {
     let directory = tempfile::TempDir::new().unwrap();
@@ -216,8 +237,7 @@ async fn edges_that_first_come_while_postgres_is_away_are_known_once_it_is_back(
     let sql = "SELECT region, holds, connected, complete_to, linked_at FROM edges WHERE name = $1";
     for name in ["idle", "busy"] {
         let (region, holds, complete_to, linked_at) = eventually("the edge is noted", || async {
-            let row: Option<(String, i64, bool, DateTime<Utc>, DateTime<Utc>)> =
-                sqlx::query_as(sql).bind(name).fetch_optional(&plane.pool).await.unwrap();
+            let row: Option<Noted> = sqlx::query_as(sql).bind(name).fetch_optional(&plane.pool).await.unwrap();
             row.filter(|row| row.2)
                 .map(|(region, holds, _, complete_to, linked_at)| (region, holds, complete_to, linked_at))
         })
