@@ -114,6 +114,14 @@ pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Optio
     Ok(sqlx::query_as("SELECT * FROM api_keys WHERE id = $1").bind(id).fetch_optional(connection).await?)
 }
 
+/// The key with a digest.
+pub(crate) async fn by_digest(connection: &mut PgConnection, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM api_keys WHERE key_hash = $1")
+        .bind(digest.to_string())
+        .fetch_optional(connection)
+        .await?)
+}
+
 /// Keys after `after` in the order of their ids, at most `limit`, of one organization if given. Revoked ones too.
 pub(crate) async fn list(
     connection: &mut PgConnection,
