@@ -669,6 +669,16 @@ CREATE TABLE public.usage_ingest (
     updated_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE public.usage_ledger (
+    is_one boolean DEFAULT true NOT NULL,
+    clickhouse uuid,
+    copied_from timestamp with time zone,
+    copied_id uuid,
+    CONSTRAINT usage_ledger_check CHECK (((copied_from IS NULL) = (copied_id IS NULL))),
+    CONSTRAINT usage_ledger_check1 CHECK (((copied_from IS NULL) OR (clickhouse IS NOT NULL))),
+    CONSTRAINT usage_ledger_is_one_check CHECK (is_one)
+);
+
 CREATE TABLE public.usage_records (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     organization_id uuid NOT NULL,
@@ -829,6 +839,9 @@ ALTER TABLE ONLY public.usage_hours
 
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
+
+ALTER TABLE ONLY public.usage_ledger
+    ADD CONSTRAINT usage_ledger_pkey PRIMARY KEY (is_one);
 
 ALTER TABLE ONLY public.usage_records
     ADD CONSTRAINT usage_records_organization_id_model_id_date_key UNIQUE (organization_id, model_id, date);

@@ -24,6 +24,20 @@ CREATE TABLE usage_dirty_hours (
     PRIMARY KEY (hour, mark)
 );
 
+-- Which ledger is the one. One row.
+CREATE TABLE usage_ledger (
+    is_one boolean PRIMARY KEY DEFAULT true CHECK (is_one),
+    -- The table in ClickHouse, by its UUID there. NULL: the request log.
+    clickhouse uuid,
+    -- What the request log had when ClickHouse became the ledger is copied there, the newest first. Down to here it has
+    -- been; NULL: all of it.
+    copied_from timestamptz,
+    copied_id uuid,
+    CHECK ((copied_from IS NULL) = (copied_id IS NULL)),
+    CHECK (copied_from IS NULL OR clickhouse IS NOT NULL)
+);
+INSERT INTO usage_ledger DEFAULT VALUES;
+
 -- Together with usage_records, these are what the hours of a day add up to.
 CREATE INDEX idx_usage_adjustments_day ON usage_adjustments (organization_id, date, model_id);
 

@@ -96,6 +96,9 @@ pub(crate) enum ActionError {
     /// The operator's role does not allow it.
     #[error("this needs the role {}", .0.name())]
     Forbidden(Role),
+    /// Not yet: what it needs is being made.
+    #[error("{0}")]
+    NotYet(String),
     /// The database refused or does not answer.
     #[error(transparent)]
     Store(StoreError),
@@ -143,6 +146,7 @@ impl From<LedgerError> for ActionError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Postgres(error) => error.into(),
+            LedgerError::Copying(_) => Self::NotYet(error.to_string()),
             LedgerError::ClickHouse { .. } => Self::Store(StoreError::Unavailable(error.to_string())),
         }
     }

@@ -118,6 +118,7 @@ impl From<ActionError> for Problem {
             ActionError::Conflict(detail) => {
                 Self::new(StatusCode::CONFLICT, "conflict", "The present state does not allow it", detail)
             }
+            ActionError::NotYet(detail) => Self::unavailable(detail),
             ActionError::Forbidden(_) => Self::forbidden(problem.to_string()),
             ActionError::Store(StoreError::Unavailable(reason)) => {
                 error!(reason, "an admin request could not reach the database");

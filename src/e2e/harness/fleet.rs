@@ -169,6 +169,14 @@ impl Fleet {
         self.start_plane_with(name, &[("TURNPIKE_CRASH_AT", point)]).await;
     }
 
+    /// Adds settings to a plane's own and starts it as one that dies where it passes `point`, be that before it is ready.
+    pub(crate) fn start_to_crash_with(&mut self, name: &str, settings: &str, point: &str) {
+        let file = self.path(&format!("{name}.toml"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{settings}\n{text}")).unwrap();
+        self.spawn(name, &[("TURNPIKE_CRASH_AT", point)]);
+    }
+
     /// Whether a plane's process is there.
     pub(crate) fn is_running(&mut self, name: &str) -> bool {
         self.planes.get_mut(name).is_some_and(Process::is_running)
@@ -187,6 +195,16 @@ impl Fleet {
     }
 
     async fn start_plane_with(&mut self, name: &str, environment: &[(&str, &str)]) {
+        self.spawn(name, environment);
+        let ready = format!("{}/readyz", self.metrics[name]);
+        eventually(&format!("{name} is ready"), async || match get(&ready, "").await? {
+            reply if reply.status == 200 => Ok(()),
+            reply => Err(format!("{} {}", reply.status, reply.text)),
+        })
+        .await;
+    }
+
+    fn spawn(&mut self, name: &str, environment: &[(&str, &str)]) {
         let plane = match name {
             "control" => "controlplane",
             edge if edge.starts_with("edge") => "dataplane",
@@ -197,12 +215,6 @@ impl Fleet {
         command.arg(plane).arg("--exit-with-parent").arg("--config").arg(self.path(&format!("{name}.toml")));
         let process = Process::start(command, &self.path(&format!("{name}.log")));
         self.planes.insert(name.to_owned(), process);
-        let ready = format!("{}/readyz", self.metrics[name]);
-        eventually(&format!("{name} is ready"), async || match get(&ready, "").await? {
-            reply if reply.status == 200 => Ok(()),
-            reply => Err(format!("{} {}", reply.status, reply.text)),
-        })
-        .await;
     }
 
     /// Kills an edge and starts it again without a way to the control plane, by the routing it has on disk.

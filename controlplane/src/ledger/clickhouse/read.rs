@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 /// Decimal places of `cost`.
-const SCALE: u32 = 12;
+pub(super) const SCALE: u32 = 12;
 
 /// Longest that sums of a whole day may take, as in PostgreSQL.
 const DAY_PATIENCE: Duration = Duration::from_secs(600);

@@ -248,7 +248,7 @@ async fn books_are_not_complete_up_to_what_an_edge_with_a_fast_clock_says(kept: 
 }
 
 #[tokio::test]
-async fn a_ledger_that_begins_only_now_takes_nothing_away() {
+async fn a_ledger_that_begins_without_what_the_log_had_takes_nothing_away() {
     let mut plane = start(Kept::Postgres).await;
     let tenant = plane.tenant("acme").await;
     plane.model("m").await;
@@ -256,12 +256,14 @@ async fn a_ledger_that_begins_only_now_takes_nothing_away() {
     Meter::connect(&plane, "e1").await.ship(1, 0, &events[..2]).await;
     rolled_up(&plane).await;
     plane.stop().await;
+    // As a month is whose partition was retired: it cannot be copied.
+    sqlx::raw_sql("DELETE FROM inference_requests").execute(&plane.pool).await.unwrap();
     plane.more = Kept::ClickHouse.settings().await;
     plane.restart_stopped().await;
     Meter::connect(&plane, "e1").await.ship(1, 2, &events[2..]).await;
     refused(&plane, 1.0).await;
     assert_eq!(count(&plane, "SELECT sum(requests)::bigint FROM usage_records").await, 2);
-    // What the log had is shipped again, as it could be copied.
+    // What the log had is shipped again.
     Meter::connect(&plane, "e2").await.ship(1, 0, &events[..2]).await;
     refused(&plane, 0.0).await;
     assert_sums(&plane, &events).await;
