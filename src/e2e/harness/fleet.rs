@@ -1,6 +1,6 @@
 //! A deployment made by hand, plane by plane, as an operator does it with settings files and `turnpike certs`.
 
-use super::process::descendants;
+use super::process::{Running, descendants};
 use super::{Admin, Process, eventually, get, turnpike};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -235,10 +235,11 @@ impl Fleet {
 
     /// Crashes the database: one of its processes is killed, it ends all others, and recovers by its log.
     pub(crate) async fn crash_database(&self) {
-        let victim = eventually("PostgreSQL has processes", async || {
-            descendants(self.postgres.id().unwrap()).pop().ok_or_else(|| "it recovers".to_owned())
-        });
-        victim.await.kill();
+        eventually("a process of PostgreSQL is killed", async || {
+            let victim = descendants(self.postgres.id().unwrap()).pop();
+            victim.filter(Running::try_kill).map(drop).ok_or_else(|| "it recovers".to_owned())
+        })
+        .await;
     }
 
     /// A plane's process id.
