@@ -185,7 +185,8 @@ impl Rollup {
             Some(first) if !was_refusing => error!(
                 hours = hours.len(), %first,
                 "the ledger has fewer requests than were summed before; these hours stay as they were summed, and what came \
-                 since waits. A replica that lags catches up by itself. A ledger that was emptied is to be restored. To believe the ledger all the same, delete the hours from usage_hours"
+                 since waits. A replica that lags catches up by itself. A ledger that was emptied is to be restored. To \
+                 believe the ledger all the same, delete the hours from usage_hours"
             ),
             None if was_refusing => info!("the ledger has all hours again"),
             _ => {}
