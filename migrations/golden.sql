@@ -540,7 +540,7 @@ CREATE TABLE public.prepaid_entries (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT prepaid_entries_check CHECK ((((kind)::text <> ALL ((ARRAY['opening'::character varying, 'usage'::character varying])::text[])) OR (day IS NOT NULL))),
     CONSTRAINT prepaid_entries_check1 CHECK ((((kind)::text <> 'usage'::text) OR (amount = (- used)))),
-    CONSTRAINT prepaid_entries_kind_check CHECK (((kind)::text = ANY ((ARRAY['opening'::character varying, 'top_up'::character varying, 'recharge'::character varying, 'adjustment'::character varying, 'usage'::character varying, 'invoice'::character varying, 'credit'::character varying, 'refund'::character varying])::text[])))
+    CONSTRAINT prepaid_entries_kind_check CHECK (((kind)::text = ANY ((ARRAY['opening'::character varying, 'top_up'::character varying, 'recharge'::character varying, 'adjustment'::character varying, 'usage'::character varying, 'invoice'::character varying, 'credit'::character varying, 'refund'::character varying, 'rounding'::character varying])::text[])))
 );
 
 ALTER TABLE public.prepaid_entries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
@@ -667,6 +667,16 @@ CREATE TABLE public.usage_ingest (
     epoch numeric(20,0) NOT NULL,
     through_seq numeric(20,0) NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE public.usage_ledger (
+    is_one boolean DEFAULT true NOT NULL,
+    clickhouse uuid,
+    copied_from timestamp with time zone,
+    copied_id uuid,
+    CONSTRAINT usage_ledger_check CHECK (((copied_from IS NULL) = (copied_id IS NULL))),
+    CONSTRAINT usage_ledger_check1 CHECK (((copied_from IS NULL) OR (clickhouse IS NOT NULL))),
+    CONSTRAINT usage_ledger_is_one_check CHECK (is_one)
 );
 
 CREATE TABLE public.usage_records (
@@ -829,6 +839,9 @@ ALTER TABLE ONLY public.usage_hours
 
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
+
+ALTER TABLE ONLY public.usage_ledger
+    ADD CONSTRAINT usage_ledger_pkey PRIMARY KEY (is_one);
 
 ALTER TABLE ONLY public.usage_records
     ADD CONSTRAINT usage_records_organization_id_model_id_date_key UNIQUE (organization_id, model_id, date);

@@ -263,17 +263,16 @@ async fn open(
 ) -> Result<(), CloseError> {
     let (organization, today) = (document.organization_id, now.date_naive());
     charges::take_up(connection, organization, month, id).await?;
-    let (credit, entry) = settle(connection, document, month, id, now).await?;
-    document.credit(credit);
+    let settlement = settle(connection, document, month, id, now).await?;
+    document.credit(settlement.credit);
     document.issued_on = Some(today);
     document.due_date = today.checked_add_days(Days::new(settings.due_days.into()));
     document.invoice_number = invoices::next_number(connection, &settings.number_prefix, today).await?;
     let checksum = document.checksum().map_err(|error| CloseError::Internal(error.to_string()))?;
     invoices::open(connection, id, document, &checksum).await?;
-    if let Some(amount) = entry {
-        let (key, note) = (settlement_key(id), Some(document.invoice_number.as_str()));
-        let entry = NewEntry { kind: Kind::Invoice, amount, key: &key, actor: ACTOR, note };
-        prepaid::append(connection, organization, &entry).await?;
+    for (kind, key, amount) in settlement.entries(id) {
+        let note = Some(document.invoice_number.as_str());
+        prepaid::append(connection, organization, &NewEntry { kind, amount, key: &key, actor: ACTOR, note }).await?;
     }
     if document.amount_due == Usd::ZERO {
         invoices::set_status(connection, id, PAID, now).await?;
@@ -281,29 +280,58 @@ async fn open(
     Ok(())
 }
 
-/// How much of an invoice is paid from money paid ahead, at most what its usage was debited for, and the amount of the
-/// entry that settles it: what its usage was debited for comes back, and the credit goes. `None`: nothing was debited
-/// and there is nothing to pay from.
+/// How an invoice is settled with money paid ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Settlement {
+    /// What its usage was debited for, which comes back.
+    debited: Usd,
+    /// What is paid of it, which goes: at most what was debited, and what is waived.
+    credit: Usd,
+    /// What is waived of what its lines were rounded up by.
+    rounding: Usd,
+}
+
+impl Settlement {
+    /// `left`: in the ledger, if that is less than nothing; more may have been lent for requests that run.
+    fn of(document: &Document, debited: Usd, left: Usd) -> Self {
+        let available = Usd { pico: debited.pico.saturating_add(left.pico.min(0)) };
+        let total = document.total_amount;
+        let credit = floor_cents(available).clamp(Usd::ZERO, total);
+        let rounded_up = document.lines_total.pico.saturating_sub(document.exact_total.pico);
+        if debited < document.exact_total || rounded_up <= 0 || credit >= document.subtotal {
+            return Self { debited, credit, rounding: Usd::ZERO };
+        }
+        // All of its usage was debited: no cent of it is due because lines are whole cents.
+        let covered = floor_cents(Usd { pico: available.pico.saturating_add(rounded_up) });
+        let credit = covered.clamp(credit, document.subtotal.max(credit));
+        let rounding = Usd { pico: credit.pico.saturating_sub(available.pico).max(0) };
+        Self { debited, credit, rounding: if credit == Usd::ZERO { Usd::ZERO } else { rounding } }
+    }
+
+    /// The ledger's entries: none if nothing was debited and nothing is paid.
+    fn entries(self, invoice: Uuid) -> impl Iterator<Item = (Kind, String, Usd)> {
+        let amount = Usd { pico: self.debited.pico.saturating_sub(self.credit.pico) };
+        let settles = self.debited != Usd::ZERO || self.credit != Usd::ZERO;
+        let settlement = settles.then(|| (Kind::Invoice, settlement_key(invoice), amount));
+        let rounding = (self.rounding != Usd::ZERO).then(|| (Kind::Rounding, rounding_key(invoice), self.rounding));
+        settlement.into_iter().chain(rounding)
+    }
+}
+
+/// Posts what is left to post of an invoice's usage, and notes which of it the invoice settles.
 async fn settle(
     connection: &mut PgConnection,
     document: &Document,
     month: Month,
     id: Uuid,
     now: DateTime<Utc>,
-) -> Result<(Usd, Option<Usd>), CloseError> {
+) -> Result<Settlement, CloseError> {
     let organization = document.organization_id;
     prepaid::post_usage(connection, organization, month.plus(1).first_day()).await?;
     let debited = prepaid::settle_days(connection, organization, month, id).await?;
     let standing = billing::standings(connection, Month::of(now), Some(&[organization])).await?;
     let left = standing.first().and_then(billing::Standing::prepaid_balance).unwrap_or_default();
-    // Not of what is left beyond that: edges may have lent it for requests that run.
-    let available = Usd { pico: debited.pico.saturating_add(left.pico.min(0)) };
-    let credit = floor_cents(available).clamp(Usd::ZERO, document.total_amount);
-    if debited == Usd::ZERO && credit == Usd::ZERO {
-        return Ok((credit, None));
-    }
-    let amount = Usd { pico: debited.pico.saturating_sub(credit.pico) };
-    Ok((credit, Some(amount)))
+    Ok(Settlement::of(document, debited, left))
 }
 
 /// Takes an invoice back: its settlement with money paid ahead is undone, so that its usage is debited as before, and what
@@ -316,11 +344,14 @@ pub(crate) async fn void(
 ) -> Result<(), StoreError> {
     invoices::set_status(connection, invoice.id, VOID, now).await?;
     charges::give_back(connection, invoice.id).await?;
-    let settlement = prepaid::by_key(connection, invoice.organization_id, &settlement_key(invoice.id)).await?;
-    if let Some(settlement) = settlement {
-        let (key, note) = (format!("void:{}", invoice.id), Some(invoice.invoice_number.as_str()));
-        let amount = Usd { pico: settlement.amount().pico.saturating_neg() };
-        let entry = NewEntry { kind: Kind::Credit, amount, key: &key, actor, note };
+    let settled = (Kind::Credit, settlement_key(invoice.id), format!("void:{}", invoice.id));
+    let waived = rounding_key(invoice.id);
+    let undone = format!("void:{waived}");
+    for (kind, done, key) in [settled, (Kind::Rounding, waived, undone)] {
+        let Some(entry) = prepaid::by_key(connection, invoice.organization_id, &done).await? else { continue };
+        let amount = Usd { pico: entry.amount().pico.saturating_neg() };
+        let note = Some(invoice.invoice_number.as_str());
+        let entry = NewEntry { kind, amount, key: &key, actor, note };
         prepaid::append(connection, invoice.organization_id, &entry).await?;
     }
     Ok(())
@@ -351,4 +382,48 @@ pub(crate) async fn pay_from_prepaid(
 /// The key of the ledger's entry that settles an invoice.
 fn settlement_key(invoice: Uuid) -> String {
     format!("invoice:{invoice}")
+}
+
+/// The key of the ledger's entry that waives what an invoice's lines were rounded up by.
+fn rounding_key(invoice: Uuid) -> String {
+    format!("rounding:{invoice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usd(text: &str) -> Usd {
+        text.parse().unwrap()
+    }
+
+    /// Exact, lines, subtotal, total, debited, left; and what is paid and waived.
+    #[test]
+    fn what_was_all_debited_is_paid_whole_and_what_was_not_is_due() {
+        for (what, [exact, lines, subtotal, total, debited, left], [credit, rounding]) in [
+            ("rounded up", ["1.006", "1.01", "1.01", "1.01", "1.006", "0"], ["1.01", "0.004"]),
+            ("rounded down", ["1.004", "1", "1", "1", "1.004", "5"], ["1", "0"]),
+            ("less than a cent", ["0.006", "0.01", "0.01", "0.01", "0.006", "0"], ["0.01", "0.004"]),
+            ("many lines", ["0.018", "0.03", "0.03", "0.03", "0.018", "0.1"], ["0.03", "0.012"]),
+            ("tax is due", ["1.006", "1.01", "1.01", "1.21", "1.006", "9"], ["1.01", "0.004"]),
+            ("a discount leaves enough", ["1.006", "1.01", "0.91", "0.91", "1.006", "0"], ["0.91", "0"]),
+            ("more was used than was there", ["1.006", "1.01", "1.01", "1.01", "1.006", "-0.5"], ["0.51", "0.004"]),
+            ("nothing was there", ["0.006", "0.01", "0.01", "0.01", "0.006", "-0.006"], ["0", "0"]),
+            ("a part was debited", ["2.006", "2.01", "2.01", "2.01", "1.003", "0"], ["1", "0"]),
+            ("nothing was debited", ["1.006", "1.01", "1.01", "1.01", "0", "7"], ["0", "0"]),
+        ] {
+            let document = Document {
+                exact_total: usd(exact),
+                lines_total: usd(lines),
+                subtotal: usd(subtotal),
+                total_amount: usd(total),
+                ..Document::default()
+            };
+            let settlement = Settlement::of(&document, usd(debited), usd(left));
+            let expected = Settlement { debited: usd(debited), credit: usd(credit), rounding: usd(rounding) };
+            assert_eq!(settlement, expected, "{what}");
+            let moved: i128 = settlement.entries(Uuid::nil()).map(|(_, _, amount)| amount.pico).sum();
+            assert!(moved >= 0, "{what}: an invoice takes nothing that edges may have lent");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::links::Notes;
 use crate::metrics::Metrics;
 use crate::performance::Reported;
 use crate::rollup::Rollup;
-use crate::roster::{NodeLive, Roster};
+use crate::roster::{EdgeLive, NodeLive, Roster};
 use crate::settings::Invoicing;
 use crate::spending::Spending;
 use crate::store::Store;
@@ -36,7 +36,7 @@ pub(crate) struct Context {
     /// Who spent something just now.
     pub(crate) spending: Arc<Spending>,
     /// Connected edges.
-    pub(crate) edges: Roster<()>,
+    pub(crate) edges: Roster<EdgeLive>,
     /// What is new of edges and not written yet.
     pub(crate) notes: Notes,
     /// Connected nodes.

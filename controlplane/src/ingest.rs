@@ -6,7 +6,7 @@ use crate::partitions::{self, MONTHS_AHEAD};
 use crate::rollup::Rollup;
 use crate::store::partitions::{Month, Partitioned};
 use crate::store::usage::{self, Known, Stretch, UsageRow};
-use crate::store::{self, Store, StoreError, rollup};
+use crate::store::{self, Store, StoreError, rollup, usage_ledger};
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,7 +101,7 @@ impl Ingest {
             Err(error) if !error.is_about_values() => return Err(error.into()),
             Err(error) => {
                 warn!(edge, %error, "a batch does not fit the schema; storing its events one by one");
-                self.book_each(stretch, &rows.rows).await?;
+                self.book_each(stretch, &rows.rows, now).await?;
             }
             Ok(()) => {}
         }
@@ -171,9 +171,13 @@ impl Ingest {
     /// far the edge's journal has been taken in.
     async fn book(&self, stretch: Stretch<'_>, rows: &[UsageRow], logged: &[&UsageRow]) -> Result<(), StoreError> {
         let mut tx = self.store.begin().await?;
-        let stored = usage::insert(&mut tx, logged).await?;
         // Where the log is the ledger, what was there already has been summed already.
         let is_ledger = matches!(*self.ledger, Ledger::Postgres);
+        if is_ledger && !usage_ledger::hold_log(&mut tx).await? {
+            let elsewhere = "another control plane keeps usage in ClickHouse now: set clickhouse.url for this one too";
+            return Err(StoreError::Unavailable(elsewhere.to_owned()));
+        }
+        let stored = usage::insert(&mut tx, logged).await?;
         if stored > 0 || !is_ledger && !rows.is_empty() {
             rollup::mark(&mut tx, stretch.edge, &hours_of(rows)).await?;
             usage::note_keys(&mut tx, rows).await?;
@@ -199,11 +203,12 @@ impl Ingest {
     }
 
     /// The slow way around an event that the checks above let through and the schema refuses.
-    async fn book_each(&self, stretch: Stretch<'_>, rows: &[UsageRow]) -> Result<(), StoreError> {
+    async fn book_each(&self, stretch: Stretch<'_>, rows: &[UsageRow], now: DateTime<Utc>) -> Result<(), StoreError> {
         for row in rows {
+            let logged: &[&UsageRow] = if self.is_logged(row, now) { &[row] } else { &[] };
             // A stretch of nothing: the journal's position is noted once all is done.
             let nothing = Stretch { end: 0, first: 0, ..stretch };
-            match self.book(nothing, std::slice::from_ref(row), &[row]).await {
+            match self.book(nothing, std::slice::from_ref(row), logged).await {
                 Ok(()) => continue,
                 Err(error) if !error.is_about_values() => return Err(error),
                 Err(error) => {

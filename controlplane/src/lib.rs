@@ -12,6 +12,7 @@ mod closer;
 mod closing;
 mod collecting;
 mod context;
+mod copying;
 mod feed;
 mod ingest;
 mod invoicing;

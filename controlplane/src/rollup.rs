@@ -185,9 +185,8 @@ impl Rollup {
             Some(first) if !was_refusing => error!(
                 hours = hours.len(), %first,
                 "the ledger has fewer requests than were summed before; these hours stay as they were summed, and what came \
-                 since waits. A replica that lags catches up by itself. A ledger that was emptied is to be restored, and \
-                 the request log (inference_requests) is to be copied into a ClickHouse that was set only now \
-                 (request_analytics). To believe the ledger all the same, delete the hours from usage_hours"
+                 since waits. A replica that lags catches up by itself. A ledger that was emptied is to be restored. To \
+                 believe the ledger all the same, delete the hours from usage_hours"
             ),
             None if was_refusing => info!("the ledger has all hours again"),
             _ => {}
@@ -215,6 +214,10 @@ impl Rollup {
         let Some((last, _)) = dirty.last() else { return Ok(Some(Summed::All)) };
         let is_all = i64::try_from(dirty.len()).is_ok_and(|count| count < most);
         let summed = if is_all { Summed::All } else { Summed::UpTo(*last) };
+        // An hour that is still being copied would seem to have lost what is not there yet: its marks wait.
+        if let Some(whole_from) = self.ledger.is_whole_from(&mut tx).await? {
+            dirty.retain(|(hour, _)| *hour >= whole_from);
+        }
         let mut hours: Vec<DateTime<Utc>> = dirty.iter().map(|(hour, _)| *hour).collect();
         let kept_from = self.retention.holds_from(Utc::now());
         if hours.first().is_some_and(|first| *first < kept_from) {

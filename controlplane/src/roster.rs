@@ -86,6 +86,19 @@ impl<T: Clone> Roster<T> {
     }
 }
 
+/// What a connected edge said of itself: enough to note it again if the database was away when it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EdgeLive {
+    /// Region it serves.
+    pub(crate) region: String,
+    /// Its build.
+    pub(crate) build: String,
+    /// Config version it serves by.
+    pub(crate) holds: u64,
+    /// When its link came up.
+    pub(crate) since: DateTime<Utc>,
+}
+
 /// A connected node's latest report.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodeLive {

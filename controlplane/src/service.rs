@@ -6,6 +6,7 @@ use crate::budgets;
 use crate::closer;
 use crate::collecting;
 use crate::context::Context;
+use crate::copying;
 use crate::feed::{Feed, FeedError};
 use crate::ingest::Ingest;
 use crate::ledger::{ClickHouse, Ledger, Retention};
@@ -61,6 +62,8 @@ enum Cause {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     ClickHouse(#[from] crate::ledger::ConnectError),
+    #[error("noting which ledger of usage is the one: {0}")]
+    Switch(#[source] StoreError),
     #[error("waiting for the right to migrate ClickHouse: {0}")]
     MigrationLock(#[source] StoreError),
     #[error("making partitions: {0}")]
@@ -80,7 +83,7 @@ pub struct ControlPlane {
     http: TcpListener,
     http_address: SocketAddr,
     link: Arc<LinkServer>,
-    keep_months: u32,
+    retention: Retention,
     reconcile_every: Duration,
     collect_every: Option<Duration>,
 }
@@ -128,6 +131,7 @@ impl ControlPlane {
         let stripe = settings.stripe.as_ref().map(load_stripe).transpose()?.map(Arc::new);
         let spending = Arc::new(Spending::default());
         let ledger = Arc::new(open_ledger(settings, &store, &metrics).await?);
+        copying::switch(&ledger, &store).await.map_err(Cause::Switch)?;
         let retention = Retention {
             log_months: settings.keep_months,
             log_sample: settings.log_sample,
@@ -157,9 +161,9 @@ impl ControlPlane {
             metrics,
         });
         info!(region = settings.region, http = %http_address, link = ?link.local_addr(), "control plane started");
-        let Settings { keep_months, reconcile_every, .. } = *settings;
+        let reconcile_every = settings.reconcile_every;
         let collect_every = settings.stripe.as_ref().map(|stripe| stripe.every);
-        Ok(Self { context, tokens, http, http_address, link, keep_months, reconcile_every, collect_every })
+        Ok(Self { context, tokens, http, http_address, link, retention, reconcile_every, collect_every })
     }
 
     /// Where the admin API listens.
@@ -178,7 +182,8 @@ impl ControlPlane {
     /// The HTTP listener broke.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let tasks = TaskTracker::new();
-        let Self { context, tokens, http, link, keep_months, reconcile_every, collect_every, .. } = self;
+        let Self { context, tokens, http, link, retention, reconcile_every, collect_every, .. } = self;
+        let keep_months = retention.log_months;
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
         tasks.spawn(async move { feed.run(stop).await });
         let (feed, stop) = (Arc::clone(&context.feed), shutdown.clone());
@@ -194,6 +199,7 @@ impl ControlPlane {
             keep_months,
         };
         tasks.spawn(performance::run(recorder, shutdown.clone()));
+        tasks.spawn(copying::run(Arc::clone(&context), retention, shutdown.clone()));
         tasks.spawn(budgets::run(Arc::clone(&context), reconcile_every, shutdown.clone()));
         if let Some(every) = collect_every {
             tasks.spawn(collecting::run(Arc::clone(&context), every, shutdown.clone()));

@@ -24,6 +24,20 @@ CREATE TABLE usage_dirty_hours (
     PRIMARY KEY (hour, mark)
 );
 
+-- Which ledger is the one. One row.
+CREATE TABLE usage_ledger (
+    is_one boolean PRIMARY KEY DEFAULT true CHECK (is_one),
+    -- The table in ClickHouse, by its UUID there. NULL: the request log.
+    clickhouse uuid,
+    -- What the request log had when ClickHouse became the ledger is copied there, the newest first. Down to here it has
+    -- been; NULL: all of it.
+    copied_from timestamptz,
+    copied_id uuid,
+    CHECK ((copied_from IS NULL) = (copied_id IS NULL)),
+    CHECK (copied_from IS NULL OR clickhouse IS NOT NULL)
+);
+INSERT INTO usage_ledger DEFAULT VALUES;
+
 -- Together with usage_records, these are what the hours of a day add up to.
 CREATE INDEX idx_usage_adjustments_day ON usage_adjustments (organization_id, date, model_id);
 
@@ -41,6 +55,11 @@ INSERT INTO usage_hours (organization_id, model_id, price_version, hour, request
 SELECT organization_id, model_id, price_version, date_trunc('hour', created_at, 'UTC'), count(*), sum(prompt_tokens),
     sum(cached_tokens), sum(completion_tokens), sum(cost_usd)
 FROM inference_requests WHERE model_id IS NOT NULL GROUP BY 1, 2, 3, 4;
+
+-- An invoice of what was all debited is paid whole: what its lines were rounded up by is waived, by an entry of its own.
+ALTER TABLE prepaid_entries DROP CONSTRAINT prepaid_entries_kind_check;
+ALTER TABLE prepaid_entries ADD CONSTRAINT prepaid_entries_kind_check CHECK (kind IN
+    ('opening', 'top_up', 'recharge', 'adjustment', 'usage', 'invoice', 'credit', 'refund', 'rounding'));
 
 -- How nodes do, a row per minute, node and model; kept where no ClickHouse is. Months are not worth partitions: a node
 -- and model make 1,440 small rows a day.

@@ -1,7 +1,7 @@
 //! Credit notes: how an invoice that is frozen is corrected.
 
-use super::invoices::{by, locked};
-use super::{ActionError, Checks, Operator};
+use super::invoices::{by, locked, shown};
+use super::{ActionError, Checks, Operator, Reader};
 use crate::closing;
 use crate::context::Context;
 use crate::invoicing::{CENT, Note, note_html, share};
@@ -158,10 +158,9 @@ fn worded(error: StoreError) -> ActionError {
 }
 
 /// The page of one of an invoice's.
-pub(crate) async fn page(context: &Context, invoice: Uuid, id: Uuid) -> Result<String, ActionError> {
+pub(crate) async fn page(context: &Context, reader: Reader, invoice: Uuid, id: Uuid) -> Result<String, ActionError> {
     let mut connection = context.store.read().await?;
-    let found = invoices::get(&mut connection, invoice).await?;
-    let document = found.ok_or_else(|| ActionError::not_found("invoice", invoice))?.document();
+    let document = shown(&mut connection, reader, invoice).await?.document();
     let notes = credit_notes::of_invoice(&mut connection, invoice).await?;
     let note = notes.iter().find(|note| note.id == id).ok_or_else(|| ActionError::not_found("credit note", id))?;
     let note = Note {
@@ -176,11 +175,9 @@ pub(crate) async fn page(context: &Context, invoice: Uuid, id: Uuid) -> Result<S
 }
 
 /// Those of an invoice, the oldest first.
-pub(crate) async fn list(context: &Context, invoice: Uuid) -> Result<Vec<CreditNoteView>, ActionError> {
+pub(crate) async fn list(context: &Context, reader: Reader, invoice: Uuid) -> Result<Vec<CreditNoteView>, ActionError> {
     let mut connection = context.store.read().await?;
-    if invoices::get(&mut connection, invoice).await?.is_none() {
-        return Err(ActionError::not_found("invoice", invoice));
-    }
+    shown(&mut connection, reader, invoice).await?;
     let notes = credit_notes::of_invoice(&mut connection, invoice).await?;
     Ok(notes.into_iter().map(CreditNoteView::from).collect())
 }

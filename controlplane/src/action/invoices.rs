@@ -1,6 +1,6 @@
 //! Invoices: reading them, closing months, and what becomes of an invoice afterwards.
 
-use super::{ActionError, Checks, Operator};
+use super::{ActionError, Checks, Operator, Reader};
 use crate::closing::{self, By, CloseError, Closed, Until};
 use crate::context::Context;
 use crate::invoicing::Document;
@@ -139,9 +139,17 @@ pub(crate) fn month(field: &str, text: &str) -> Result<Month, ActionError> {
 }
 
 /// One invoice.
-pub(crate) async fn get(context: &Context, id: Uuid) -> Result<InvoiceView, ActionError> {
-    let invoice = invoices::get(&mut *context.store.read().await?, id).await?;
-    Ok(view(context, invoice.ok_or_else(|| ActionError::not_found("invoice", id))?))
+pub(crate) async fn get(context: &Context, reader: Reader, id: Uuid) -> Result<InvoiceView, ActionError> {
+    Ok(view(context, shown(&mut *context.store.read().await?, reader, id).await?))
+}
+
+/// An invoice that a reader may see. A draft is none yet for who would have to pay it.
+pub(super) async fn shown(connection: &mut PgConnection, reader: Reader, id: Uuid) -> Result<Invoice, ActionError> {
+    let found = invoices::get(connection, id).await?;
+    let is_shown = |invoice: &Invoice| {
+        reader == Reader::Operator || reader.may_see(invoice.organization_id) && invoice.status != DRAFT
+    };
+    found.filter(is_shown).ok_or_else(|| ActionError::not_found("invoice", id))
 }
 
 /// Which invoices are wanted.
@@ -158,6 +166,7 @@ pub(crate) struct InvoiceQuery {
 /// A page of invoices, the newest first. `before` is the last id of the page before.
 pub(crate) async fn list(
     context: &Context,
+    reader: Reader,
     query: InvoiceQuery,
     before: Option<Uuid>,
     limit: i64,
@@ -168,7 +177,8 @@ pub(crate) async fn list(
         checks.finish()?;
     }
     let month = query.month.map(|text| month("month", &text)).transpose()?.map(Month::first_day);
-    let filter = Filter { organization: query.organization, status: query.status, month };
+    let drafts = reader == Reader::Operator;
+    let filter = Filter { organization: query.organization, status: query.status, month, drafts };
     let found = invoices::list(&mut *context.store.read().await?, &filter, before, limit).await?;
     Ok(found.into_iter().map(|invoice| view(context, invoice)).collect())
 }

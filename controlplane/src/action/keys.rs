@@ -90,6 +90,18 @@ pub(crate) struct NewKey {
     pub(crate) key: String,
 }
 
+/// The organization that owns a key, if the key is alive.
+pub(crate) async fn owner(context: &Context, key: &str, now: DateTime<Utc>) -> Result<Option<Uuid>, ActionError> {
+    if !key.starts_with(PREFIX) {
+        return Ok(None);
+    }
+    let found = keys::by_digest(&mut *context.store.read().await?, KeyDigest::of(key)).await?;
+    let is_alive = |key: &ApiKey| {
+        key.is_active && key.revoked_at.is_none() && key.expires_at.is_none_or(|expires_at| now < expires_at)
+    };
+    Ok(found.filter(is_alive).map(|key| key.organization_id))
+}
+
 fn generate() -> Result<String, ActionError> {
     let mut bytes = [0; KEY_BYTES];
     getrandom::fill(&mut bytes).map_err(|e| ActionError::Internal(format!("the system's random source: {e}")))?;

@@ -28,6 +28,7 @@ use crate::store::{ConstraintKind, StoreError, audit};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 /// Who acts.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,33 @@ impl Operator {
     /// As written to the change and audit logs.
     pub(crate) fn name(self) -> String {
         format!("token:{}", self.role.name())
+    }
+}
+
+/// Who reads what belongs to organizations, and so of which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// Of all.
+    Operator,
+    /// Of its own.
+    Customer(Uuid),
+}
+
+impl Reader {
+    /// Which organization to show something of: a customer's own, whether or not it asked for it. Another's is as good as
+    /// one that does not exist.
+    pub(crate) fn only(self, asked: Option<Uuid>) -> Result<Option<Uuid>, ActionError> {
+        match (self, asked) {
+            (Self::Operator, asked) => Ok(asked),
+            (Self::Customer(own), None) => Ok(Some(own)),
+            (Self::Customer(own), Some(asked)) if own == asked => Ok(Some(own)),
+            (Self::Customer(_), Some(asked)) => Err(ActionError::not_found("organization", asked)),
+        }
+    }
+
+    /// Whether something of this organization may be shown.
+    pub(crate) fn may_see(self, organization: Uuid) -> bool {
+        self.only(Some(organization)).is_ok()
     }
 }
 
@@ -73,6 +101,9 @@ pub(crate) enum ActionError {
     /// The operator's role does not allow it.
     #[error("this needs the role {}", .0.name())]
     Forbidden(Role),
+    /// Not yet: what it needs is being made.
+    #[error("{0}")]
+    NotYet(String),
     /// The database refused or does not answer.
     #[error(transparent)]
     Store(StoreError),
@@ -121,6 +152,7 @@ impl From<LedgerError> for ActionError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Postgres(error) => error.into(),
+            LedgerError::Copying(_) => Self::NotYet(error.to_string()),
             LedgerError::ClickHouse { .. } => Self::Store(StoreError::Unavailable(error.to_string())),
         }
     }

@@ -28,7 +28,7 @@ const KINDS: [&str; 3] = ["top_up", "refund", "adjustment"];
 pub(crate) struct PrepaidEntry {
     /// Its place in the ledger.
     id: i64,
-    /// `opening`, `top_up`, `recharge`, `adjustment`, `usage`, `invoice`, `credit` or `refund`.
+    /// `opening`, `top_up`, `recharge`, `adjustment`, `usage`, `invoice`, `credit`, `refund` or `rounding`.
     kind: String,
     /// What it added to the balance; negative took away.
     #[schema(value_type = String, example = "-1.0042")]
@@ -54,11 +54,14 @@ impl PrepaidEntry {
 
 impl From<Entry> for PrepaidEntry {
     fn from(entry: Entry) -> Self {
+        // As its operator chose it, also one that begins like the prefix.
+        let key = &entry.idempotency_key;
+        let key = key.strip_prefix(OPERATOR).unwrap_or(key).to_owned();
         Self {
             amount: entry.amount(),
             id: entry.id,
             kind: entry.kind,
-            idempotency_key: entry.idempotency_key.trim_start_matches(OPERATOR).to_owned(),
+            idempotency_key: key,
             day: entry.day,
             actor: entry.actor,
             note: entry.note,

@@ -3,8 +3,8 @@
 use super::ApiState;
 use super::extract::{Body, Path};
 use super::problem::Problem;
-use crate::action::Operator;
 use crate::action::billing::{self as action, Billing, PatchBilling};
+use crate::action::{Operator, Reader};
 use axum::extract::State;
 use axum::{Extension, Json};
 use chrono::Utc;
@@ -18,8 +18,13 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
 
 /// Get what an organization may spend, has spent this month, and has left.
 #[utoipa::path(get, path = "/admin/v1/organizations/{id}/billing", tag = "organizations", params(("id" = Uuid, Path)),
-    responses((status = 200, body = Billing), (status = "4XX", body = Problem)))]
-async fn get(State(state): State<ApiState>, Path(id): Path<Uuid>) -> Result<Json<Billing>, Problem> {
+    security(("token" = []), ("api_key" = [])), responses((status = 200, body = Billing), (status = "4XX", body = Problem)))]
+async fn get(
+    State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
+    Path(id): Path<Uuid>,
+) -> Result<Json<Billing>, Problem> {
+    reader.only(Some(id))?;
     Ok(Json(action::get(&state.context, id, Utc::now()).await?))
 }
 

@@ -3,9 +3,9 @@
 use super::ApiState;
 use super::extract::{Body, Page, Path, Query, Window};
 use super::problem::Problem;
-use crate::action::Operator;
 use crate::action::credit_notes::{self, CreateCreditNote, CreditNoteView};
 use crate::action::invoices::{self as action, CloseMonth, Closings, InvoiceQuery, InvoiceView, OpenDraft, Step};
+use crate::action::{Operator, Reader};
 use crate::invoicing;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -95,9 +95,11 @@ fn html(page: String) -> Response {
 
 /// List invoices, the newest first; as JSON or CSV.
 #[utoipa::path(get, path = "/admin/v1/invoices", tag = "billing", params(InvoiceParams),
+    security(("token" = []), ("api_key" = [])),
     responses((status = 200, body = Page<InvoiceView>), (status = "4XX", body = Problem)))]
 async fn list(
     State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
     headers: HeaderMap,
     Query(params): Query<InvoiceParams>,
 ) -> Result<Response, Problem> {
@@ -108,8 +110,9 @@ async fn list(
             .filter(|form| *form != Form::Html)
             .ok_or_else(|| Problem::field("format", "expected json or csv"))?,
     };
-    let query = InvoiceQuery { organization: params.organization, status: params.status, month: params.month };
-    let found = action::list(&state.context, query, window.after, window.fetch()).await?;
+    let query =
+        InvoiceQuery { organization: reader.only(params.organization)?, status: params.status, month: params.month };
+    let found = action::list(&state.context, reader, query, window.after, window.fetch()).await?;
     let page = window.page(found, |invoice| invoice.id.to_string());
     if form != Form::Csv {
         return Ok(Json(page).into_response());
@@ -125,16 +128,22 @@ async fn list(
 /// Get an invoice: as JSON, with `.html` or `accept: text/html` as a page to print, with `.csv` or `accept: text/csv`
 /// its lines.
 #[utoipa::path(get, path = "/admin/v1/invoices/{id}", tag = "billing",
+    security(("token" = []), ("api_key" = [])),
     params(("id" = String, Path, description = "The invoice's id, and `.html` or `.csv` behind it if wanted so")),
     responses((status = 200, body = InvoiceView), (status = "4XX", body = Problem)))]
-async fn get(State(state): State<ApiState>, headers: HeaderMap, Path(name): Path<String>) -> Result<Response, Problem> {
+async fn get(
+    State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
     let (id, form) = match name.split_once('.') {
         Some((id, suffix)) => (id, Form::named(suffix)),
         None => (name.as_str(), Some(Form::accepted(&headers))),
     };
     let form = form.ok_or_else(|| Problem::field("path", "expected an id, .html or .csv behind it at most"))?;
     let id: Uuid = id.parse().map_err(|_| Problem::field("path", "expected the id of an invoice"))?;
-    let invoice = action::get(&state.context, id).await?;
+    let invoice = action::get(&state.context, reader, id).await?;
     Ok(match form {
         Form::Json => Json(invoice).into_response(),
         Form::Csv => csv(invoicing::csv_lines(&invoice.document)),
@@ -225,22 +234,29 @@ struct CreditNotes {
 
 /// List the credit notes of an invoice.
 #[utoipa::path(get, path = "/admin/v1/invoices/{id}/credit_notes", tag = "billing", params(("id" = Uuid, Path)),
+    security(("token" = []), ("api_key" = [])),
     responses((status = 200, body = CreditNotes), (status = "4XX", body = Problem)))]
-async fn list_credit_notes(State(state): State<ApiState>, Path(id): Path<Uuid>) -> Result<Json<CreditNotes>, Problem> {
-    Ok(Json(CreditNotes { data: credit_notes::list(&state.context, id).await? }))
+async fn list_credit_notes(
+    State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
+    Path(id): Path<Uuid>,
+) -> Result<Json<CreditNotes>, Problem> {
+    Ok(Json(CreditNotes { data: credit_notes::list(&state.context, reader, id).await? }))
 }
 
 /// Get a credit note as a page to print.
 #[utoipa::path(get, path = "/admin/v1/invoices/{id}/credit_notes/{note}", tag = "billing",
+    security(("token" = []), ("api_key" = [])),
     params(("id" = Uuid, Path), ("note" = String, Path, description = "The note's id, and `.html` behind it if wanted")),
     responses((status = 200, body = String, content_type = "text/html"), (status = "4XX", body = Problem)))]
 async fn print_credit_note(
     State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
     Path((id, note)): Path<(Uuid, String)>,
 ) -> Result<Response, Problem> {
     let note = note.strip_suffix(".html").unwrap_or(&note);
     let note = note.parse().map_err(|_| Problem::field("path", "expected the id of a credit note"))?;
-    Ok(html(credit_notes::page(&state.context, id, note).await?))
+    Ok(html(credit_notes::page(&state.context, reader, id, note).await?))
 }
 
 /// Correct an invoice by a credit note. A key that was used before makes nothing and answers 200.

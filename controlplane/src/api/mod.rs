@@ -1,5 +1,6 @@
 //! The admin API: thin handlers over actions, and the endpoints for machines.
 
+mod access;
 mod billing;
 mod cache;
 mod config;
@@ -22,20 +23,19 @@ mod usage;
 mod users;
 mod webhooks;
 
-use crate::action::Operator;
-use crate::admission::{Role, Tokens};
+use crate::admission::Tokens;
 use crate::context::Context;
+use access::{Gate, Schemes, authorize};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use http::{Method, StatusCode, header};
+use http::{StatusCode, header};
 use problem::Problem;
 use std::sync::Arc;
 use std::time::Duration;
 use utoipa::OpenApi;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 
 /// Largest body of an admin request, bytes.
@@ -56,21 +56,10 @@ pub(crate) struct ApiState {
 #[openapi(
     info(title = "Turnpike admin API", description = "Organizations, keys, models, nodes, usage and money of a Turnpike deployment."),
     security(("token" = [])),
-    modifiers(&BearerToken),
+    modifiers(&Schemes),
     components(schemas(Problem))
 )]
 struct Document;
-
-struct BearerToken;
-
-impl utoipa::Modify for BearerToken {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme =
-            HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A token from admin.token_file"));
-        let components = document.components.get_or_insert_default();
-        components.add_security_scheme("token", SecurityScheme::Http(scheme.build()));
-    }
-}
 
 /// Everything the HTTP listener answers.
 pub(crate) fn router(state: ApiState) -> Router {
@@ -92,8 +81,9 @@ pub(crate) fn router(state: ApiState) -> Router {
         .merge(reconcile::routes())
         .merge(cache::routes())
         .split_for_parts();
+    let gate = Gate::new(state.clone(), &document);
     let document = Arc::new(document);
-    let admin = admin.layer(DefaultBodyLimit::max(MAX_BODY)).route_layer(from_fn_with_state(state.clone(), authorize));
+    let admin = admin.layer(DefaultBodyLimit::max(MAX_BODY)).route_layer(from_fn_with_state(gate, authorize));
     Router::new()
         .merge(admin)
         .merge(health::routes())
@@ -108,21 +98,6 @@ pub(crate) fn router(state: ApiState) -> Router {
         .fallback(|request: Request| async move { Problem::no_route(request.uri().path()) })
         .layer(from_fn_with_state(state.clone(), observe))
         .with_state(state)
-}
-
-/// Lets in who has a token whose role allows the method.
-async fn authorize(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
-    let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token =
-        header.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    let Some(role) = token.and_then(|(_, token)| state.tokens.role(token.trim())) else {
-        return Problem::unauthorized().into_response();
-    };
-    if role < Role::Admin && !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Problem::forbidden("a viewer's token only reads").into_response();
-    }
-    request.extensions_mut().insert(Operator { role });
-    next.run(request).await
 }
 
 fn deadline(path: &str) -> Duration {

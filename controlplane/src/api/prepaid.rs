@@ -3,8 +3,8 @@
 use super::ApiState;
 use super::extract::{Body, Page, PageQuery, Path, Query, Window};
 use super::problem::Problem;
-use crate::action::Operator;
 use crate::action::prepaid::{self as action, CreatePrepaidEntry, PrepaidEntry};
+use crate::action::{Operator, Reader};
 use axum::extract::State;
 use axum::{Extension, Json};
 use chrono::Utc;
@@ -19,14 +19,16 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
 
 /// List what was paid ahead and what it was used for, the newest first.
 #[utoipa::path(get, path = "/admin/v1/organizations/{id}/prepaid_entries", tag = "billing",
-    params(("id" = Uuid, Path), PageQuery),
+    security(("token" = []), ("api_key" = [])), params(("id" = Uuid, Path), PageQuery),
     responses((status = 200, body = Page<PrepaidEntry>), (status = "4XX", body = Problem)))]
 async fn list(
     State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
     Path(id): Path<Uuid>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<PrepaidEntry>>, Problem> {
     let window = Window::<i64>::new(query.limit, query.cursor.as_deref())?;
+    reader.only(Some(id))?;
     let found = action::list(&state.context, id, window.after, window.fetch()).await?;
     Ok(Json(window.page(found, |entry| entry.id().to_string())))
 }

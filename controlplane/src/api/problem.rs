@@ -67,9 +67,10 @@ impl Problem {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", "The body is not declared as JSON", detail)
     }
 
-    /// No operator.
+    /// Neither an operator nor a customer.
     pub(crate) fn unauthorized() -> Self {
-        let detail = "send Authorization: Bearer <token>, a token from admin.token_file";
+        let detail = "send Authorization: Bearer <token>, a token from admin.token_file or an API key that is not revoked, \
+                      expired or switched off";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "No valid token", detail)
     }
 
@@ -78,7 +79,7 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "bad-signature", "The signature is not valid", detail)
     }
 
-    /// An operator who may not.
+    /// An operator or customer who may not.
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "The role does not allow it", detail)
     }
@@ -117,6 +118,7 @@ impl From<ActionError> for Problem {
             ActionError::Conflict(detail) => {
                 Self::new(StatusCode::CONFLICT, "conflict", "The present state does not allow it", detail)
             }
+            ActionError::NotYet(detail) => Self::unavailable(detail),
             ActionError::Forbidden(_) => Self::forbidden(problem.to_string()),
             ActionError::Store(StoreError::Unavailable(reason)) => {
                 error!(reason, "an admin request could not reach the database");

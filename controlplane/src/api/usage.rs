@@ -3,12 +3,13 @@
 use super::extract::{Page, Query, Window};
 use super::problem::Problem;
 use super::{ApiState, csv};
+use crate::action::Reader;
 use crate::action::usage::{self as action, UsageQuery};
 use crate::store::requests::{Filter, LoggedRequest};
 use crate::store::usage::UsageSum;
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use chrono::{DateTime, NaiveDate, Utc};
 use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
@@ -66,15 +67,17 @@ struct Usage {
 
 /// Sum usage.
 #[utoipa::path(get, path = "/admin/v1/usage", tag = "usage", params(UsageParams),
+    security(("token" = []), ("api_key" = [])),
     responses((status = 200, content((Usage = "application/json"), (String = "text/csv"))),
         (status = "4XX", body = Problem)))]
 async fn usage(
     State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
     headers: HeaderMap,
     Query(params): Query<UsageParams>,
 ) -> Result<Response, Problem> {
     let UsageParams { organization, from, to, group_by, format } = params;
-    let query = UsageQuery { organization, from, to, group_by };
+    let query = UsageQuery { organization: reader.only(organization)?, from, to, group_by };
     let data = action::sums(&state.context, query, Utc::now()).await?;
     Ok(match format.unwrap_or_else(|| Format::accepted(&headers)) {
         Format::Json => Json(Usage { data }).into_response(),
@@ -117,14 +120,16 @@ struct RequestParams {
 
 /// Read the request log, the newest first.
 #[utoipa::path(get, path = "/admin/v1/requests", tag = "usage", params(RequestParams),
+    security(("token" = []), ("api_key" = [])),
     responses((status = 200, body = Page<LoggedRequest>), (status = "4XX", body = Problem)))]
 async fn requests(
     State(state): State<ApiState>,
+    Extension(reader): Extension<Reader>,
     Query(params): Query<RequestParams>,
 ) -> Result<Json<Page<LoggedRequest>>, Problem> {
     let window = Window::new(params.limit, params.cursor.as_deref())?;
     let filter = Filter {
-        organization: params.organization,
+        organization: reader.only(params.organization)?,
         key: params.key,
         model: params.model,
         status: params.status,

@@ -15,8 +15,8 @@ use crate::store::performance::{self, Latencies, Minute};
 use crate::store::reconcile::{self, By, Event, Sums};
 use crate::store::rollup::{self, HourSum};
 use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
-use crate::store::{PgConnection, StoreError, usage};
-use chrono::{DateTime, NaiveDate, Utc};
+use crate::store::{PgConnection, StoreError, usage, usage_ledger};
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use std::ops::Range;
 
 /// Why the ledger could not be written to or read.
@@ -30,6 +30,12 @@ pub(crate) enum LedgerError {
         /// What happened.
         reason: String,
     },
+    /// It does not have all of what is asked for yet.
+    #[error(
+        "usage from before {0} is still being copied from PostgreSQL into ClickHouse, the newest first; how far that is \
+         stands in the control plane's log"
+    )]
+    Copying(DateTime<Utc>),
     /// PostgreSQL.
     #[error(transparent)]
     Postgres(#[from] StoreError),
@@ -54,6 +60,29 @@ impl Ledger {
         }
     }
 
+    /// From when on it has all events; `None`: from its beginning on. What was in the request log when ClickHouse became
+    /// the ledger is copied there.
+    pub(crate) async fn is_whole_from(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
+        match self {
+            Self::Postgres => Ok(None),
+            Self::ClickHouse(_) => {
+                let reached = usage_ledger::reached(connection).await?;
+                Ok(reached.map(|reached| rollup::hour_of(reached.at) + TimeDelta::hours(1)))
+            }
+        }
+    }
+
+    /// Refuses to answer of a time that it does not have whole.
+    async fn check_whole(&self, connection: &mut PgConnection, from: DateTime<Utc>) -> Result<(), LedgerError> {
+        match self.is_whole_from(connection).await? {
+            Some(whole_from) if from < whole_from => Err(LedgerError::Copying(whole_from)),
+            _ => Ok(()),
+        }
+    }
+
     /// What the events of these hours (ascending) add up to. `connection` sees at least what was acknowledged before its
     /// latest statement.
     pub(crate) async fn hour_sums(
@@ -75,6 +104,7 @@ impl Ledger {
         span: Span,
         limit: i64,
     ) -> Result<Vec<UsageSum>, LedgerError> {
+        self.check_whole(connection, span.from.and_time(NaiveTime::MIN).and_utc()).await?;
         match self {
             Self::Postgres => Ok(usage::sums_by_key(connection, grouping, span, limit).await?),
             Self::ClickHouse(clickhouse) => clickhouse.key_sums(grouping, span, limit).await,
@@ -88,6 +118,7 @@ impl Ledger {
         by: By,
         day: NaiveDate,
     ) -> Result<Vec<(String, Sums)>, LedgerError> {
+        self.check_whole(connection, day.and_time(NaiveTime::MIN).and_utc()).await?;
         match self {
             Self::Postgres => Ok(reconcile::sum_log(connection, by, day).await?),
             Self::ClickHouse(clickhouse) => clickhouse.sums_by(by, day).await,

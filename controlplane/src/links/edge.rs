@@ -2,8 +2,8 @@
 
 use super::{REFUSED, Stream};
 use crate::context::Context;
-use crate::store::{StoreError, edge_days};
-use chrono::Utc;
+use crate::store::{StoreError, edge_days, edges};
+use chrono::{DateTime, Utc};
 use quinn::{Connection, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +28,18 @@ pub(super) async fn usage(
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
+    let since = Utc::now();
     let talk = async {
+        let mut is_met = false;
         while let Some(batch) = read_frame::<UsageBatch>(&mut stream.recv).await? {
             if let Some(fault) = fault(&batch) {
                 connection.close(VarInt::from_u32(REFUSED), fault.as_bytes());
                 return Err(LinkError::Lost(fault.to_owned()));
             }
             let UsageBatch { epoch, first_seq, end_seq, complete, .. } = batch;
+            if !std::mem::replace(&mut is_met, true) {
+                meet(name, since, context).await;
+            }
             if !batch.counts.is_empty() {
                 store_counts(name, &batch, context).await;
             }
@@ -64,6 +69,19 @@ fn fault(batch: &UsageBatch) -> Option<&'static str> {
         None => Some("a batch ends before it begins"),
         Some(records) if records < batch.events.len() as u64 => Some("a batch has more events than records"),
         Some(_) => None,
+    }
+}
+
+/// Makes an edge known that first came while the database was away. Tries until the database takes it, as below.
+async fn meet(name: &str, since: DateTime<Utc>, context: &Context) {
+    let (mut pause, longest) = INGEST_RETRY;
+    let region = context.edges.get(name).map(|live| live.region).unwrap_or_default();
+    let put = async || edges::meet(&mut *context.store.read().await?, name, &region, since).await;
+    while let Err::<(), StoreError>(error) = put().await {
+        context.metrics.ingest_failures.inc();
+        warn!(edge = name, %error, "an edge could not be noted yet, and its usage waits for that; trying again");
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 

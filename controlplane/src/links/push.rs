@@ -4,6 +4,7 @@ use super::Stream;
 use crate::context::Context;
 use crate::feed::{Frame, Published};
 use crate::metrics::PushKind;
+use crate::roster::EdgeLive;
 use crate::store::edges::News;
 use chrono::Utc;
 use quinn::{Connection, RecvStream, SendStream};
@@ -34,14 +35,16 @@ pub(super) async fn push(
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
-    let session = context.edges.enter(name, connection.clone(), ());
+    // One edge's NUL, which PostgreSQL's text cannot hold, must not keep all others from being noted.
+    let clean = |text: &str| text.replace('\0', "");
+    let (region, build) = (clean(&hello.region), clean(&hello.build));
+    let live = EdgeLive { region, build, holds: hello.holds.version, since: Utc::now() };
+    let session = context.edges.enter(name, connection.clone(), live.clone());
     context.metrics.edges_connected.set(context.edges.len());
-    let (region, build) = (hello.region.clone(), hello.build.clone());
-    let holds = Some(hello.holds.version);
-    context.notes.put(name, News { hello: Some((region, build)), connected: Some(true), holds, answer: None });
+    context.notes.put(name, News::hello(&live));
     let result = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        result = Push::new(name, hello, context).await.run(stream) => result,
+        result = Push::new(name, hello, (session, live), context).await.run(stream) => result,
     };
     if context.edges.leave(name, session) {
         context.metrics.edges_connected.set(context.edges.len());
@@ -53,6 +56,8 @@ pub(super) async fn push(
 /// One edge's conversation.
 struct Push<'a> {
     edge: (&'a str, &'a str),
+    /// Its link, and what is shown of it.
+    link: (u64, EdgeLive),
     /// A state that it is sent must not be older than this version: it holds it, or refused what came before it.
     least: u64,
     session: Session,
@@ -64,7 +69,7 @@ struct Push<'a> {
 }
 
 impl<'a> Push<'a> {
-    async fn new(name: &'a str, hello: &'a EdgeHello, context: &'a Context) -> Self {
+    async fn new(name: &'a str, hello: &'a EdgeHello, link: (u64, EdgeLive), context: &'a Context) -> Self {
         let known = context.feed.went_through(hello.holds).await;
         let known = known.unwrap_or_else(|error| {
             debug!(edge = name, %error, "its position cannot be looked up; it is sent the whole state");
@@ -72,7 +77,7 @@ impl<'a> Push<'a> {
         });
         let session = Session::new(known.then_some(hello.holds));
         let least = if known { hello.holds.version } else { 0 };
-        Self { edge: (name, &hello.region), least, session, sent: None, answer_by: Instant::now(), context }
+        Self { edge: (name, &hello.region), link, least, session, sent: None, answer_by: Instant::now(), context }
     }
 
     async fn run(mut self, Stream { mut send, recv }: Stream) -> Result<(), LinkError> {
@@ -159,11 +164,13 @@ impl<'a> Push<'a> {
                 debug!(edge = name, version = at.version, "acked");
                 self.least = at.version;
                 self.observe_delay(*at);
+                self.link.1.holds = at.version;
+                self.context.edges.set(name, self.link.0, self.link.1.clone());
                 let news = News { holds: Some(at.version), answer: Some(None), ..News::default() };
                 self.context.notes.put(name, news);
             }
             PushReply::Nack { version, reason } => {
-                let reason: String = reason.chars().take(MAX_REASON).collect();
+                let reason: String = reason.chars().filter(|c| *c != '\0').take(MAX_REASON).collect();
                 warn!(edge = name, version, reason, "an edge refused a version");
                 self.context.metrics.push_refusals.inc();
                 self.least = version.saturating_add(u64::from(fetching));

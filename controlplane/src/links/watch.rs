@@ -2,6 +2,7 @@
 
 use super::node::set_state;
 use crate::context::Context;
+use crate::roster::EdgeLive;
 use crate::store::edges::{self, Live};
 use crate::store::{StoreError, nodes};
 use std::sync::Arc;
@@ -40,8 +41,11 @@ async fn stamp(context: &Context) -> Result<(), StoreError> {
     let mut connection = context.store.read().await?;
     let nodes: Vec<String> = context.nodes.names();
     nodes::touch(&mut connection, &nodes).await?;
-    let live = |name: String| Live { mark: context.watermarks.get(&name), name };
-    let edges: Vec<Live> = context.edges.names().into_iter().map(live).collect();
+    let live = |name: String| {
+        let EdgeLive { region, build, holds, since } = context.edges.get(&name)?;
+        Some(Live { mark: context.watermarks.get(&name), name, region, build, holds, since })
+    };
+    let edges: Vec<Live> = context.edges.names().into_iter().filter_map(live).collect();
     edges::touch(&mut connection, &edges).await
 }
 

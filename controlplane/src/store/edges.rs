@@ -1,6 +1,7 @@
 //! `edges`: what each edge holds, for the operator.
 
 use super::{PgConnection, StoreError};
+use crate::roster::EdgeLive;
 use crate::watermarks::Mark;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -35,8 +36,8 @@ pub(crate) struct Edge {
 /// What is new of an edge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct News {
-    /// It connected: its region and its build.
-    pub(crate) hello: Option<(String, String)>,
+    /// It connected.
+    pub(crate) hello: Option<EdgeLive>,
     /// Whether its push link is up.
     pub(crate) connected: Option<bool>,
     /// The version that it serves by.
@@ -46,6 +47,11 @@ pub(crate) struct News {
 }
 
 impl News {
+    /// An edge has connected.
+    pub(crate) fn hello(live: &EdgeLive) -> Self {
+        Self { hello: Some(live.clone()), connected: Some(true), holds: Some(live.holds), answer: None }
+    }
+
     fn nack(&self) -> Option<&(u64, String)> {
         self.answer.as_ref()?.as_ref()
     }
@@ -63,13 +69,15 @@ impl News {
 pub(crate) async fn note(connection: &mut PgConnection, news: &BTreeMap<String, News>) -> Result<(), StoreError> {
     let hellos: Vec<_> = news.iter().filter_map(|(name, news)| Some((name.as_str(), news.hello.as_ref()?))).collect();
     sqlx::query(
-        "INSERT INTO edges (name, region, build, connected, last_seen_at)
-         SELECT name, region, build, true, now() FROM unnest($1::text[], $2::text[], $3::text[]) AS new (name, region, build)
+        "INSERT INTO edges (name, region, build, complete_to)
+         SELECT name, region, build, least(now(), since)
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) AS new (name, region, build, since)
          ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, linked_at = now()",
     )
     .bind(hellos.iter().map(|(name, _)| *name).collect::<Vec<_>>())
-    .bind(hellos.iter().map(|(_, (region, _))| region.as_str()).collect::<Vec<_>>())
-    .bind(hellos.iter().map(|(_, (_, build))| build.as_str()).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.region.as_str()).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.build.as_str()).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.since).collect::<Vec<_>>())
     .execute(&mut *connection)
     .await?;
     let holds = |news: &News| news.holds.map(|holds| i64::try_from(holds).unwrap_or(i64::MAX));
@@ -121,32 +129,77 @@ pub(crate) async fn get(connection: &mut PgConnection, name: &str) -> Result<Opt
     Ok(sqlx::query_as("SELECT * FROM edges WHERE name = $1").bind(name).fetch_optional(connection).await?)
 }
 
+/// Makes an edge known before any of its usage is taken in, so that whoever closes books waits for it. Nothing changes if
+/// it is known. `since`: none of its usage is older than that, or it is taken in by now.
+pub(crate) async fn meet(
+    connection: &mut PgConnection,
+    name: &str,
+    region: &str,
+    since: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO edges (name, region, build, complete_to) VALUES ($1, $2, '', least(now(), $3))
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(name)
+    .bind(region)
+    .bind(since)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// An edge with a link.
 #[derive(Clone, Debug)]
 pub(crate) struct Live {
     /// Its name.
     pub(crate) name: String,
+    /// Region it serves.
+    pub(crate) region: String,
+    /// Its build.
+    pub(crate) build: String,
+    /// Config version it serves by.
+    pub(crate) holds: u64,
+    /// When its link came up.
+    pub(crate) since: DateTime<Utc>,
     /// How far its usage is stored.
     pub(crate) mark: Mark,
 }
 
-/// Notes that these edges' push links are up, and how far their usage is in the books. Books that were complete stay so;
-/// by an edge's own clock they may go back, as it may.
+/// Notes that these edges' push links are up, also if the database was away when they came up, and how far their usage is
+/// in the books. Books that were complete stay so; by an edge's own clock they may go back, as it may.
 pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE edges SET connected = true, last_seen_at = now(),
-             complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
-             began_to = coalesce(least(now(), live.began_to), edges.began_to)
-         FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS live (name, ended_to, began_to)
-         WHERE edges.name = live.name",
-    )
-    .bind(edges.iter().map(|edge| edge.name.as_str()).collect::<Vec<_>>())
-    .bind(edges.iter().map(|edge| edge.mark.ended_to).collect::<Vec<_>>())
-    .bind(edges.iter().map(|edge| edge.mark.began_to).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
+    // In two steps: an edge that is new is complete up to when it came, one that is known is not.
+    for sql in [MEET, TOUCH] {
+        sqlx::query(sql)
+            .bind(edges.iter().map(|edge| edge.name.as_str()).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| edge.region.as_str()).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| edge.build.as_str()).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| i64::try_from(edge.holds).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| edge.since).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| edge.mark.ended_to).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| edge.mark.began_to).collect::<Vec<_>>())
+            .execute(&mut *connection)
+            .await?;
+    }
     Ok(())
 }
+
+const MEET: &str = "
+INSERT INTO edges (name, region, build, holds, complete_to)
+SELECT name, region, build, holds, least(now(), since)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
+    AS live (name, region, build, holds, since, ended_to, began_to)
+ON CONFLICT DO NOTHING";
+
+const TOUCH: &str = "
+UPDATE edges SET connected = true, last_seen_at = now(), region = live.region, build = live.build, holds = live.holds,
+    linked_at = greatest(edges.linked_at, least(now(), live.since)),
+    complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
+    began_to = coalesce(least(now(), live.began_to), edges.began_to)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
+    AS live (name, region, build, holds, since, ended_to, began_to)
+WHERE edges.name = live.name";
 
 /// Notes that edges are gone which no control plane has seen for `silence_s` seconds.
 pub(crate) async fn give_up_silent(connection: &mut PgConnection, silence_s: f64) -> Result<(), StoreError> {

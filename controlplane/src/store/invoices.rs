@@ -331,6 +331,8 @@ pub(crate) struct Filter {
     pub(crate) status: Option<String>,
     /// Only of this month, by its first day.
     pub(crate) month: Option<NaiveDate>,
+    /// Drafts too.
+    pub(crate) drafts: bool,
 }
 
 /// Invoices before `before`, the newest first, at most `limit`.
@@ -343,6 +345,7 @@ pub(crate) async fn list(
     let sql = format!(
         "{INVOICES} WHERE ($1::uuid IS NULL OR i.organization_id = $1) AND ($2::text IS NULL OR i.status = $2)
              AND ($3::date IS NULL OR i.period_start = $3) AND ($4::uuid IS NULL OR i.id < $4)
+             AND ($6 OR i.status <> 'draft')
          ORDER BY i.id DESC LIMIT $5"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))
@@ -351,6 +354,7 @@ pub(crate) async fn list(
         .bind(filter.month)
         .bind(before)
         .bind(limit)
+        .bind(filter.drafts)
         .fetch_all(connection)
         .await?)
 }

@@ -114,6 +114,14 @@ pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Optio
     Ok(sqlx::query_as("SELECT * FROM api_keys WHERE id = $1").bind(id).fetch_optional(connection).await?)
 }
 
+/// The key with a digest.
+pub(crate) async fn by_digest(connection: &mut PgConnection, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM api_keys WHERE key_hash = $1")
+        .bind(digest.to_string())
+        .fetch_optional(connection)
+        .await?)
+}
+
 /// Keys after `after` in the order of their ids, at most `limit`, of one organization if given. Revoked ones too.
 pub(crate) async fn list(
     connection: &mut PgConnection,
@@ -141,12 +149,6 @@ pub(crate) async fn digests_of(
     let stored: Vec<String> = sqlx::query_scalar(sql).bind(organization).fetch_all(connection).await?;
     let parse = |hex: &String| KeyDigest::from_hex(hex).ok_or_else(|| StoreError::corrupt("api_keys.key_hash", hex));
     stored.iter().map(parse).collect()
-}
-
-/// A key by its digest, a revoked one too.
-pub(crate) async fn by_digest(connection: &mut PgConnection, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
-    let sql = "SELECT * FROM api_keys WHERE key_hash = $1";
-    Ok(sqlx::query_as(sql).bind(digest.to_string()).fetch_optional(connection).await?)
 }
 
 /// Every key that edges must know.

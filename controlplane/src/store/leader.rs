@@ -8,6 +8,9 @@ pub(crate) const CLOSING: i64 = 0x0063_6c6f_7369_6e67;
 /// Collecting money («collect» in ASCII).
 pub(crate) const COLLECTING: i64 = 0x0063_6f6c_6c65_6374;
 
+/// Copying the request log into ClickHouse («copy_log» in ASCII).
+pub(crate) const COPYING: i64 = 0x636f_7079_5f6c_6f67;
+
 /// Comparing the books of a day («reconcil» in ASCII).
 pub(crate) const RECONCILE: i64 = 0x7265_636f_6e63_696c;
 

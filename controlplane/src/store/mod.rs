@@ -30,6 +30,7 @@ pub(crate) mod routes;
 pub(crate) mod routing;
 pub(crate) mod stripe;
 pub(crate) mod usage;
+pub(crate) mod usage_ledger;
 pub(crate) mod users;
 pub(crate) mod versions;
 

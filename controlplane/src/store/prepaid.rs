@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Credit,
     /// Money went back to the customer.
     Refund,
+    /// What an invoice's lines were rounded up by, waived; or that undone.
+    Rounding,
 }
 
 impl Kind {
@@ -37,6 +39,7 @@ impl Kind {
             Self::Invoice => "invoice",
             Self::Credit => "credit",
             Self::Refund => "refund",
+            Self::Rounding => "rounding",
         }
     }
 }

@@ -4,6 +4,7 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde::Serialize;
+use sqlx::AssertSqlSafe;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -113,13 +114,8 @@ pub(crate) async fn list(
     before: Option<(DateTime<Utc>, Uuid)>,
     limit: i64,
 ) -> Result<Vec<LoggedRequest>, StoreError> {
-    Ok(sqlx::query_as(
-        "SELECT id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens,
-             cached_tokens, completion_tokens, total_tokens, estimated, price_version, cost_usd, request_size_bytes, response_size_bytes,
-             processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
-             error_message, cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge,
-             node, created_at, completed_at
-         FROM inference_requests
+    let sql = format!(
+        "{REQUESTS}
          WHERE ($1::uuid IS NULL OR organization_id = $1) AND ($2::uuid IS NULL OR api_key_id = $2)
              AND ($3::text IS NULL OR model_id = $3) AND ($4::text IS NULL OR status = $4)
              AND ($5::timestamptz IS NULL OR (created_at, id) < ($5, $6))
@@ -127,22 +123,52 @@ pub(crate) async fn list(
              AND ($10::text IS NULL OR edge = $10) AND ($11::text IS NULL OR node = $11)
              AND ($12::text IS NULL OR region = $12) AND ($13::text IS NULL OR cache_status = $13)
              AND ($14::text IS NULL OR error_code = $14)
-         ORDER BY created_at DESC, id DESC LIMIT $7",
-    )
-    .bind(filter.organization)
-    .bind(filter.key)
-    .bind(&filter.model)
-    .bind(&filter.status)
-    .bind(before.map(|(at, _)| at))
-    .bind(before.map(|(_, id)| id))
-    .bind(limit)
-    .bind(filter.from)
-    .bind(filter.to)
-    .bind(&filter.edge)
-    .bind(&filter.node)
-    .bind(&filter.region)
-    .bind(&filter.cache_status)
-    .bind(&filter.error_code)
-    .fetch_all(connection)
-    .await?)
+         ORDER BY created_at DESC, id DESC LIMIT $7"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql))
+        .bind(filter.organization)
+        .bind(filter.key)
+        .bind(&filter.model)
+        .bind(&filter.status)
+        .bind(before.map(|(at, _)| at))
+        .bind(before.map(|(_, id)| id))
+        .bind(limit)
+        .bind(filter.from)
+        .bind(filter.to)
+        .bind(&filter.edge)
+        .bind(&filter.node)
+        .bind(&filter.region)
+        .bind(&filter.cache_status)
+        .bind(&filter.error_code)
+        .fetch_all(connection)
+        .await?)
 }
+
+/// All requests before `before` (time and id) that arrived at `from` or later, the newest first, at most `limit`.
+pub(crate) async fn before(
+    connection: &mut PgConnection,
+    from: DateTime<Utc>,
+    before: (DateTime<Utc>, Uuid),
+    limit: i64,
+) -> Result<Vec<LoggedRequest>, StoreError> {
+    // The time alone as well: that is what there is an index for.
+    let sql = format!(
+        "{REQUESTS} WHERE created_at >= $1 AND created_at <= $2 AND (created_at, id) < ($2, $3)
+         ORDER BY created_at DESC, id DESC LIMIT $4"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql))
+        .bind(from)
+        .bind(before.0)
+        .bind(before.1)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?)
+}
+
+const REQUESTS: &str = "
+SELECT id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens, cached_tokens,
+    completion_tokens, total_tokens, estimated, price_version, cost_usd, request_size_bytes, response_size_bytes,
+    processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code, error_message,
+    cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge, node, created_at,
+    completed_at
+FROM inference_requests";

@@ -55,19 +55,22 @@ async fn invoiced(plane: &Plane, tenant: &Tenant, back: u32) -> bool {
     .unwrap()
 }
 
-/// Sums over the invoices that stand: what they charge exactly, and what was paid from money paid ahead.
-async fn standing(plane: &Plane, tenant: &Tenant) -> (Usd, Usd) {
-    let (exact, credit): (String, String) = sqlx::query_as(
+/// Sums over the invoices that stand: what they charge exactly, what was paid from money paid ahead, and what was waived
+/// of what their lines were rounded up by.
+async fn standing(plane: &Plane, tenant: &Tenant) -> (Usd, Usd, Usd) {
+    let (exact, credit, waived): (String, String, String) = sqlx::query_as(
         "SELECT coalesce(sum(exact_total), 0)::text, (coalesce(sum(credit_applied), 0) - (
              SELECT coalesce(sum(amount), 0) FROM prepaid_entries
-             WHERE organization_id = $1::text::uuid AND idempotency_key LIKE 'payment:%'))::text FROM invoices
+             WHERE organization_id = $1::text::uuid AND idempotency_key LIKE 'payment:%'))::text, (
+             SELECT coalesce(sum(amount), 0) FROM prepaid_entries
+             WHERE organization_id = $1::text::uuid AND kind = 'rounding')::text FROM invoices
          WHERE organization_id = $1::text::uuid AND status NOT IN ('void', 'draft')",
     )
     .bind(&tenant.organization)
     .fetch_one(&plane.pool)
     .await
     .unwrap();
-    (exact.parse().unwrap(), credit.parse().unwrap())
+    (exact.parse().unwrap(), credit.parse().unwrap(), waived.parse().unwrap())
 }
 
 async fn left(plane: &Plane, tenant: &Tenant) -> Usd {
@@ -122,10 +125,11 @@ async fn history(plane: &Plane, seed: u64) {
                 }
             }
         }
-        let (charged, credit) = standing(plane, &tenant).await;
+        let (charged, credit, waived) = standing(plane, &tenant).await;
         assert!(charged <= used, "seed {seed}, step {step}: {charged} are charged of {used}");
-        // What is left is what came in, less what invoices were paid with, less usage that none charges.
-        let left = paid.pico - credit.pico - (used.pico - charged.pico);
+        // What is left is what came in and what was waived, less what invoices were paid with, less usage that none
+        // charges.
+        let left = paid.pico + waived.pico - credit.pico - (used.pico - charged.pico);
         assert_eq!(self::left(plane, &tenant).await, Usd { pico: left }, "seed {seed}, step {step}, kind {what}");
     }
     // In the end every month is closed, and the lines are the usage. What is of this month waits.
@@ -143,7 +147,7 @@ async fn history(plane: &Plane, seed: u64) {
     .fetch_one(&plane.pool)
     .await
     .unwrap();
-    let (charged, _) = standing(plane, &tenant).await;
+    let (charged, ..) = standing(plane, &tenant).await;
     assert_eq!(charged.checked_add(open.parse().unwrap()), Some(used), "seed {seed}");
 }
 

@@ -430,6 +430,55 @@ async fn an_invoice_is_paid_from_what_was_paid_ahead() {
 }
 
 #[tokio::test]
+async fn no_cent_is_due_because_lines_are_whole_cents() {
+    let plane = Plane::start().await;
+    for model in ["m", "n", "o"] {
+        plane.model(model).await;
+    }
+    let (plain, taxed) = (plane.tenant("plain").await, plane.tenant("taxed").await);
+    terms(&plane, &taxed, json!({"tax_rate": "20"})).await;
+    for tenant in [&plain, &taxed] {
+        crate::prepaid::top_up(&plane, tenant, "0.018", "first").await;
+    }
+    sqlx::raw_sql(
+        "ALTER TABLE prepaid_entries DISABLE TRIGGER USER;
+         UPDATE prepaid_entries SET day = day - 62 WHERE kind = 'opening';
+         ALTER TABLE prepaid_entries ENABLE TRIGGER USER;
+         UPDATE billing_accounts SET prepaid_since = prepaid_since - 62;",
+    )
+    .execute(&plane.pool)
+    .await
+    .unwrap();
+    let used = |tenant: &Tenant| ["m", "n", "o"].map(|model| spending(tenant, model, within(1), "0.006"));
+    Meter::connect(&plane, "e1").await.ship(1, 0, &[used(&plain), used(&taxed)].concat()).await;
+    let left = async |tenant: &Tenant| crate::prepaid::balance(&plane, tenant).await;
+    let entries = async |tenant: &Tenant| {
+        let page = plane.get(&format!("/organizations/{}/prepaid_entries", tenant.organization)).await;
+        let text = |entry: &Value, name: &str| entry[name].as_str().unwrap().to_owned();
+        let entries = page["data"].as_array().unwrap().iter();
+        entries.map(|entry| [text(entry, "kind"), text(entry, "amount")]).collect::<Vec<_>>()
+    };
+    assert_eq!(left(&plain).await, "0");
+    let invoice = close(&plane, &plain, 1).await["invoice"].clone();
+    // 0.018 was debited: what three lines of a cent are more is waived, and the balance stays.
+    assert_eq!(figures(&invoice)[5..], ["0.03", "0.03", "0"]);
+    assert_eq!((invoice["status"].as_str(), left(&plain).await), (Some("paid"), json!("0")));
+    assert_eq!(entries(&plain).await[..2], [["rounding", "0.012"], ["invoice", "-0.012"]]);
+
+    // Tax is not debited with usage: it is due, and nothing else. A void invoice takes all of it back.
+    for _ in 0..2 {
+        let invoice = close(&plane, &taxed, 1).await["invoice"].clone();
+        assert_eq!(figures(&invoice)[4..], ["0.01", "0.04", "0.03", "0.01"]);
+        assert_eq!((invoice["status"].as_str(), left(&taxed).await), (Some("open"), json!("0")));
+        plane.call(Method::POST, &format!("/invoices/{}/void", id(&invoice)), None).await;
+        assert_eq!(left(&taxed).await, "0");
+        let entries = entries(&taxed).await;
+        let undone = [["rounding", "-0.012"], ["credit", "0.012"], ["rounding", "0.012"], ["invoice", "-0.012"]];
+        assert_eq!(entries[..4], undone);
+    }
+}
+
+#[tokio::test]
 async fn what_was_not_debited_is_taken_from_money_paid_ahead_only_when_asked() {
     let plane = Plane::start().await;
     plane.model("m").await;

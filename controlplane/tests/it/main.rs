@@ -11,6 +11,7 @@ mod admin;
 mod billing;
 mod cache;
 mod conservation;
+mod customers;
 mod declared;
 mod feed;
 mod invoices;

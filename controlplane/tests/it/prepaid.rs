@@ -60,7 +60,8 @@ async fn the_same_key_is_the_same_money() {
     let ids: std::collections::BTreeSet<i64> =
         futures::future::join_all(racing).await.iter().map(|entry| entry["id"].as_i64().unwrap()).collect();
     assert_eq!(ids.len(), 1);
-    plane.post(&ledger(&tenant), json!({"kind": "refund", "amount": "-20", "idempotency_key": "back"})).await;
+    let back = json!({"kind": "refund", "amount": "-20", "idempotency_key": "operator:operator:back"});
+    assert_eq!(plane.post(&ledger(&tenant), back).await["idempotency_key"], "operator:operator:back");
     assert_eq!(balance(&plane, &tenant).await, "30.000000000001");
     let shown = entries(&plane, &tenant).await;
     let kinds: Vec<_> = shown.iter().map(|(kind, _)| kind.as_str()).collect();

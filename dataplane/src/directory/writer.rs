@@ -1,9 +1,9 @@
 //! Writes what is new in the routing.
 
 use super::news::{Item, News, Step};
-use super::records::{Listing, RECORD_TTL, SERVERS_TTL, key_name, metadata_name, servers_name, version_name};
+use super::records::{Entry, Listing, RECORD_TTL, SERVERS_TTL, key_name, metadata_name, servers_name, version_name};
 use crate::redis_client::{RedisClient, Script};
-use redis::{Cmd, RedisError};
+use redis::RedisError;
 use serde::Serialize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,11 +24,16 @@ if there then
 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
 return 1";
-/// Replaces a list in one step. ARGV: seconds, items.
-const SET_LIST: &str = "redis.call('DEL', KEYS[1])
-if #ARGV > 1 then
-  redis.call('RPUSH', KEYS[1], unpack(ARGV, 2))
-  redis.call('EXPIRE', KEYS[1], ARGV[1])
+/// Replaces a list in one step, unless there is one of a newer routing. ARGV: version, seconds, items.
+const SET_LIST: &str = "local there = redis.call('LINDEX', KEYS[1], 0)
+if there then
+  local ok, entry = pcall(cjson.decode, there)
+  if ok and type(entry) == 'table' and (tonumber(entry.routing_version) or 0) > tonumber(ARGV[1]) then return 0 end
+end
+redis.call('DEL', KEYS[1])
+if #ARGV > 2 then
+  redis.call('RPUSH', KEYS[1], unpack(ARGV, 3))
+  redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
 return 1";
 
@@ -89,7 +94,9 @@ impl Writer {
         loop {
             let Some(item) = self.news().next() else { return Ok(true) };
             match &item {
-                Item::Key(digest, entry) => self.set(&key_name(digest), entry, entry.routing_version).await?,
+                Item::Key(digest, entry) => {
+                    self.set(&key_name(digest), entry, entry.routing_version).await?;
+                }
                 Item::Model(id, version, listing) => self.write_model(id, *version, listing.as_ref()).await?,
             }
             self.news().written(&item);
@@ -97,25 +104,79 @@ impl Writer {
     }
 
     async fn write_model(&self, id: &str, version: u64, listing: Option<&Listing>) -> Result<(), RedisError> {
-        self.set(&metadata_name(id), &Item::metadata(version, listing), version).await?;
-        let Some(Listing { model, servers }) = listing else { return Ok(()) };
+        let is_newest = self.set(&metadata_name(id), &Item::metadata(version, listing), version).await?;
+        let Some(Listing { model, servers }) = listing.filter(|_| is_newest) else { return Ok(()) };
+        // A newer edge may write between these, so that each is looked at by itself.
         for named in &model.versions {
-            let mut command = Cmd::new();
-            command.arg("SET").arg(version_name(id, &named.version)).arg(json(named));
-            self.client.query::<()>(command.arg("EX").arg(RECORD_TTL.as_secs())).await?;
+            let entry = Entry { routing_version: version, record: Some(named) };
+            self.set(&version_name(id, &named.version), &entry, version).await?;
         }
-        let mut arguments = vec![SERVERS_TTL.as_secs().to_string()];
-        arguments.extend(servers.iter().map(json));
+        let mut arguments = vec![version.to_string(), SERVERS_TTL.as_secs().to_string()];
+        arguments.extend(servers.iter().map(|node| json(&Entry { routing_version: version, record: Some(node) })));
         self.client.run::<()>(&self.set_list, &[&servers_name(id)], &arguments).await
     }
 
-    async fn set(&self, name: &str, entry: &impl Serialize, version: u64) -> Result<(), RedisError> {
+    /// Says whether it was written; there may be an entry of a newer routing.
+    async fn set(&self, name: &str, entry: &impl Serialize, version: u64) -> Result<bool, RedisError> {
         let arguments = [json(entry), version.to_string(), RECORD_TTL.as_secs().to_string()];
-        self.client.run::<()>(&self.set_newer, &[name], &arguments).await
+        self.client.run(&self.set_newer, &[name], &arguments).await
     }
 }
 
 fn json<T: Serialize>(record: &T) -> String {
     // Records are plain data: nothing in them cannot be written as JSON.
     serde_json::to_string(record).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::fixtures;
+    use crate::settings::RedisSettings;
+    use turnpike_config::routing::VersionRecord;
+    use turnpike_parts::redis::Redis;
+
+    /// The model of the tests' routing, with one server and these versions.
+    fn listing(server: &str, versions: &[&str]) -> Listing {
+        let routing = fixtures::routing();
+        let mut model = routing.models["m"].clone();
+        let named = |name: &&str| VersionRecord { version: (*name).to_owned(), is_default: false, active: true };
+        model.versions = versions.iter().map(named).collect();
+        let mut node = routing.nodes.into_values().next().unwrap();
+        server.clone_into(&mut node.name);
+        Listing { model, servers: vec![node] }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_model_of_an_older_routing_is_never_written_over_a_newer_one() {
+        let redis = tokio::task::spawn_blocking(|| Redis::start_temporary().unwrap()).await.unwrap();
+        let urls = vec![redis.url().to_owned()];
+        let settings = RedisSettings { urls, cluster: false, ca: None, slow: Duration::from_millis(50), edges: 1 };
+        let writer = Writer::new(RedisClient::new(&settings).unwrap());
+        let all = || {
+            let get = |command: &[&str]| redis.command(command).unwrap();
+            let version = |name| get(&["GET", &version_name("m", name)]);
+            let servers = get(&["LRANGE", &servers_name("m"), "0", "-1"]);
+            (get(&["GET", &metadata_name("m")]), version("v1"), version("v2"), servers)
+        };
+        let (old, new) = (listing("old", &["v1", "v2"]), listing("new", &["v1"]));
+        writer.write_model("m", 5, Some(&new)).await.unwrap();
+        let newer = all();
+        assert!(newer.1.contains("\"routing_version\":5") && newer.3.contains("new"), "{newer:?}");
+        writer.write_model("m", 4, Some(&old)).await.unwrap();
+        assert_eq!(all(), newer);
+
+        // As if the newer edge wrote all else just after the older one had written the first of it.
+        redis.command(&["DEL", &metadata_name("m")]).unwrap();
+        writer.write_model("m", 4, Some(&old)).await.unwrap();
+        let (_, first, _, servers) = all();
+        assert_eq!((first, servers), (newer.1, newer.3));
+        writer.write_model("m", 6, Some(&old)).await.unwrap();
+        let (_, first, second, servers) = all();
+        assert!(
+            first.contains("\"routing_version\":6") && second.contains("\"routing_version\":6"),
+            "{first} {second}"
+        );
+        assert!(servers.contains("old"), "{servers}");
+    }
 }

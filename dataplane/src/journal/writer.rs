@@ -77,7 +77,11 @@ impl Writer {
                 let file = OpenOptions::new().write(true).open(&path).map_err(io_error(&path))?;
                 Active { path, file: Arc::new(file), length }
             }
-            None => Active::create(&shared, &syncer, next_seq)?,
+            None => {
+                let active = Active::create(&shared, &syncer, next_seq)?;
+                shared.bytes.fetch_add(segment::HEADER, Ordering::Relaxed);
+                active
+            }
         };
         let mut writer = Self { shared, syncer, next_seq, taken: 0, active, open, counts };
         if !carried && next_seq > 0 {
@@ -115,6 +119,7 @@ impl Writer {
             self.active = before;
             return Err(error);
         }
+        self.shared.bytes.fetch_add(segment::HEADER, Ordering::Relaxed);
         Ok(())
     }
 
@@ -151,7 +156,7 @@ impl Writer {
 }
 
 impl Active {
-    /// Makes a segment of the room that was laid aside for it, or else of what the disk has.
+    /// Makes a segment of the room that was laid aside for it, or else of what the disk has. The caller counts its bytes.
     fn create(shared: &Shared, syncer: &Syncer, first_seq: u64) -> Result<Self, JournalError> {
         let (directory, path) = (&shared.directory, segment::path(&shared.directory, first_seq));
         let failed = io_error(&path);
@@ -164,7 +169,6 @@ impl Active {
         let header = segment::header(shared.epoch, first_seq);
         file.write_all_at(&header, 0).and_then(|()| file.sync_all()).map_err(&failed)?;
         sync_directory(directory)?;
-        shared.bytes.fetch_add(segment::HEADER, Ordering::Relaxed);
         Ok(Self { path, file: Arc::new(file), length: segment::HEADER })
     }
 
@@ -185,4 +189,43 @@ impl Active {
 
 fn sync_directory(directory: &Path) -> Result<(), JournalError> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error(directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::segment::fixtures::event;
+    use super::*;
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::fs::symlink;
+    use std::time::Instant;
+    use tokio::sync::oneshot;
+
+    #[test]
+    fn a_segment_that_takes_several_tries_is_counted_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let recovered = Recovered::default();
+        let shared = Arc::new(Shared::new(directory.path(), 1, 1 << 30, &recovered));
+        let syncer = Syncer::new(Arc::clone(&shared));
+        let mut writer = Writer::resume(Arc::clone(&shared), syncer, recovered).unwrap();
+        let record = Record::Final(Box::new(event(1)));
+        writer.write(&[Entry { record, handed_over: Instant::now(), written: oneshot::channel().0 }]).unwrap();
+        let before = shared.bytes.load(Ordering::Relaxed);
+
+        // A file that has room for the header and for nothing behind it.
+        let small = File::from(memfd_create("small", MemfdFlags::ALLOW_SEALING).unwrap());
+        small.set_len(segment::HEADER).unwrap();
+        fcntl_add_seals(&small, SealFlags::GROW).unwrap();
+        let path = segment::path(directory.path(), writer.next_seq);
+        symlink(format!("/proc/self/fd/{}", small.as_raw_fd()), &path).unwrap();
+        for _ in 0..3 {
+            writer.next_segment().unwrap_err();
+            assert_eq!(shared.bytes.load(Ordering::Relaxed), before);
+        }
+        std::fs::remove_file(&path).unwrap();
+        writer.next_segment().unwrap();
+        let segments = segment::list(directory.path()).unwrap();
+        let lengths = segments.iter().map(|first| segment::path(directory.path(), *first).metadata().unwrap().len());
+        assert_eq!((segments.len(), shared.bytes.load(Ordering::Relaxed)), (2, lengths.sum()));
+    }
 }

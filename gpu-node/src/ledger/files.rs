@@ -173,17 +173,18 @@ impl Archive {
     }
 
     /// What counts for an event: its last outcome, in the last file that has one. Reads as many files as have ids of the
-    /// same hour; an edge's clock may be off by days, so that may be any.
-    pub(super) fn find(&self, event: EventId) -> io::Result<Option<Outcome>> {
+    /// same hour; an edge's clock may be off by days, so that may be any. Reads up to `end`; [`Outcome::RUNNING`] is of an
+    /// event that has begun and not ended by then.
+    pub(super) fn find(&self, event: EventId, end: Position) -> io::Result<Option<Outcome>> {
         let files = list(&self.directory)?;
         let hour = hour_of(event.unix_ms());
         let mut begun = None;
-        for file in files.iter().rev() {
+        for file in files.iter().rev().filter(|file| file.number <= end.file) {
             if self.known_hours(file.number, |hours| !hours.contains(&hour)) == Some(true) {
                 continue;
             }
-            match self.find_in(*file, Some(file) != files.last(), event) {
-                Ok(Some(Outcome::RUNNING)) => begun = Some(Outcome::LOST),
+            match self.find_in(*file, (file.number == end.file).then_some(end.record), event) {
+                Ok(Some(Outcome::RUNNING)) => begun = Some(Outcome::RUNNING),
                 Ok(Some(ended)) => return Ok(Some(ended)),
                 Ok(None) => {}
                 // Retired meanwhile.
@@ -191,15 +192,15 @@ impl Archive {
                 Err(error) => return Err(error),
             }
         }
-        // Begun, and what it ended in cannot be read: what runs is known in memory.
         Ok(begun)
     }
 
-    fn find_in(&self, file: FileId, is_closed: bool, event: EventId) -> io::Result<Option<Outcome>> {
+    /// `records`: how many of them count, of a file that may grow.
+    fn find_in(&self, file: FileId, records: Option<u32>, event: EventId) -> io::Result<Option<Outcome>> {
         let mut found = None;
-        let note_hours = is_closed && self.known_hours(file.number, |_| ()).is_none();
+        let note_hours = records.is_none() && self.known_hours(file.number, |_| ()).is_none();
         let mut hours = BTreeSet::new();
-        scan(&file.path(&self.directory), 0..u32::MAX, |_, bytes| {
+        scan(&file.path(&self.directory), 0..records.unwrap_or(u32::MAX), |_, bytes| {
             let id = event_in(bytes);
             if note_hours {
                 hours.insert(hour_of(id.unix_ms()));

@@ -105,23 +105,29 @@ impl Log {
     }
 
     /// Removes files that are older than they are kept and that the control plane has whole; if `pressed` for room, those
-    /// beyond the least time too. Returns their numbers.
-    pub(super) fn retire(&mut self, hour: u32, shipped: Position, pressed: bool) -> io::Result<Vec<u32>> {
+    /// beyond the least time too. Returns their numbers, and what went wrong: a file that cannot be removed is tried again
+    /// the next time, and keeps no other one.
+    pub(super) fn retire(&mut self, hour: u32, shipped: Position, pressed: bool) -> (Vec<u32>, io::Result<()>) {
         let keep = if pressed { MIN_KEEP_HOURS } else { self.keep_hours };
         let open = self.files.last().map(|(file, _)| file.number);
-        let (mut kept, mut removed) = (Vec::new(), Vec::new());
-        for (file, length) in std::mem::take(&mut self.files) {
+        let (mut removed, mut outcome) = (Vec::new(), Ok(()));
+        let directory = &self.directory;
+        self.files.retain(|(file, _)| {
             let age = hour.saturating_sub(file.hour.saturating_add(1));
             if Some(file.number) == open || shipped.file <= file.number || age < keep {
-                kept.push((file, length));
-            } else {
-                removed.push(file);
+                return true;
             }
-        }
-        self.files = kept;
-        for file in &removed {
-            std::fs::remove_file(file.path(&self.directory))?;
-        }
-        Ok(removed.into_iter().map(|file| file.number).collect())
+            match std::fs::remove_file(file.path(directory)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    outcome = Err(error);
+                    true
+                }
+                Ok(()) | Err(_) => {
+                    removed.push(file.number);
+                    false
+                }
+            }
+        });
+        (removed, outcome)
     }
 }

@@ -171,7 +171,7 @@ impl Ledger {
         let look = move || {
             // Kept to the end, also if nobody waits for it any more.
             let _turn = turn;
-            shared.archive.find(event)
+            shared.look_up(event)
         };
         tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
     }

@@ -2,12 +2,14 @@
 
 use super::files::{Archive, Position};
 use super::index::Index;
+use super::record::Outcome;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, watch};
+use turnpike_config::EventId;
 
 /// File that says how far the control plane has the ledger.
 const SHIPPED: &str = "shipped";
@@ -22,7 +24,7 @@ pub(super) struct Shared {
     pub(super) attempts: AtomicU64,
     /// Commands that wait for the writer.
     pub(super) queued: AtomicUsize,
-    /// Up to where the files are written, as [`Position::as_u64`].
+    /// Up to where the files are written and memory has what they say, as [`Position::as_u64`].
     pub(super) written: AtomicU64,
     /// Up to where they are in the control plane.
     pub(super) shipped: AtomicU64,
@@ -53,6 +55,23 @@ impl Shared {
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the files or memory know of an event that memory did not know a moment ago.
+    pub(super) fn look_up(&self, event: EventId) -> io::Result<Option<Outcome>> {
+        // Twice: what began meanwhile is in memory, unless it also ended and has left it, and then the files have the end.
+        for _ in 0..2 {
+            let end = Position::from_u64(self.written.load(Ordering::Acquire));
+            let found = self.archive.find(event, end)?;
+            if found != Some(Outcome::RUNNING) {
+                return Ok(found);
+            }
+            if let Some(outcome) = self.index().find(event) {
+                return Ok(Some(outcome));
+            }
+        }
+        // Begun, and what it ended in cannot be read: what runs is known in memory.
+        Ok(Some(Outcome::LOST))
     }
 
     pub(super) fn trouble(&self) -> Option<String> {

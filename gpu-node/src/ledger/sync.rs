@@ -28,8 +28,11 @@ pub(super) struct Sync {
 impl Sync {
     /// A file was written up to a position; the files before it are synced.
     pub(super) fn wrote(&self, file: Arc<File>, to: Position) {
-        self.lock().file = Some((file, to));
-        self.wake.notify_one();
+        let before = self.lock().file.replace((file, to));
+        // It knows already, and gathers: waking it for every write would cost more than the write.
+        if before.is_none() {
+            self.wake.notify_one();
+        }
     }
 
     /// Ends the thread once everything is synced, or the disk refuses that.

@@ -254,6 +254,56 @@ async fn what_is_old_and_shipped_is_retired_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_old_file_that_cannot_be_removed_keeps_no_other_and_is_tried_again() {
+    let home = tempfile::tempdir().unwrap();
+    let life = Life::start(home.path(), 100);
+    for hour in 100..103 {
+        life.set_hour(hour);
+        life.whole(event_of(hour), 1).await;
+    }
+    // In the place of the first is what no file's removal removes.
+    let path = list(home.path()).unwrap()[0].path(home.path());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    life.set_shipped();
+    life.set_hour(300);
+    life.whole(event_of(300), 1).await;
+    assert_eq!(life.files(), [100, 102, 300], "the last one may still be shipped");
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::write(&path, "").unwrap();
+    life.set_shipped();
+    life.set_hour(301);
+    life.whole(event_of(301), 1).await;
+    assert_eq!(life.files(), [300, 301]);
+}
+
+#[tokio::test]
+async fn what_begins_while_the_files_are_read_runs_and_is_not_lost() {
+    let home = tempfile::tempdir().unwrap();
+    let life = Life::start(home.path(), 100);
+    life.whole(event_of(100), 1).await;
+    // The writer has appended it and memory does not have it yet.
+    let event = event_of(100);
+    let path = list(home.path()).unwrap()[0].path(home.path());
+    let mut record = Vec::new();
+    Record { event, entry: Entry::Begun }.encode(&mut record);
+    let mut file = File::options().append(true).open(&path).unwrap();
+    io::Write::write_all(&mut file, &record).unwrap();
+    assert_eq!(life.state(event).await, None);
+
+    // Memory was asked, and it begins before the files are.
+    let turn = Arc::clone(&life.ledger.shared.lookups).acquire_owned().await.unwrap();
+    let later = event_of(100);
+    let begins = async {
+        let recording = life.begin(later).await;
+        drop(turn);
+        recording
+    };
+    let (found, _running) = tokio::join!(biased; life.state(later), begins);
+    assert_eq!(found, Some((LedgerState::Begun, 0)));
+}
+
+#[tokio::test]
 async fn a_full_ledger_refuses_until_there_is_room_and_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
     let life = Life::start_with(home.path(), 100, 5 * SIZE as u64);

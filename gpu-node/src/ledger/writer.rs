@@ -147,6 +147,8 @@ impl Writer {
         match self.append(hour, &records) {
             Ok(()) => {
                 self.remember(&steps);
+                // Only now: whoever reads the files up to there finds in memory what runs.
+                self.shared.written.store(self.log.end().as_u64(), Ordering::Release);
                 // Before anybody is told, as in every case.
                 self.shared.set_trouble(room.err());
                 tell(steps);
@@ -175,9 +177,10 @@ impl Writer {
 
     fn retire(&mut self, hour: u32, pressed: bool) {
         let shipped = self.shared.shipped.load(Ordering::Relaxed);
-        match self.log.retire(hour, Position::from_u64(shipped), pressed) {
-            Ok(removed) => removed.into_iter().for_each(|file| self.shared.archive.forget(file)),
-            Err(error) => tracing::warn!(%error, "an old file of the ledger could not be removed"),
+        let (removed, outcome) = self.log.retire(hour, Position::from_u64(shipped), pressed);
+        removed.into_iter().for_each(|file| self.shared.archive.forget(file));
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "an old file of the ledger could not be removed; it is tried again");
         }
     }
 
@@ -197,7 +200,6 @@ impl Writer {
         records.iter().for_each(|record| record.encode(&mut bytes));
         self.log.append(&bytes)?;
         if let Some((file, to)) = self.log.written() {
-            self.shared.written.store(to.as_u64(), Ordering::Release);
             self.sync.wrote(file, to);
         }
         Ok(())

@@ -72,6 +72,42 @@ async fn with_clickhouse_too_and_one_that_is_killed_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clickhouse_that_is_set_later_has_all_usage_also_if_its_copying_dies() {
+    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+    let clients = Clients::start(&fleet);
+    clients.answer(40).await;
+    let mut served = clients.finish().await;
+    books_agree(&fleet, &served, "usage in PostgreSQL").await;
+    let server = tokio::task::spawn_blocking(|| ClickHouse::start_temporary().unwrap()).await.unwrap();
+    fleet.kill("control");
+    let clients = Clients::start(&fleet);
+    clients.answer(10).await;
+    // What it has copied is not noted when it dies.
+    fleet.start_to_crash_with("control", &format!("clickhouse.url = \"{}\"", server.url()), "control.copy");
+    eventually(
+        "the control plane dies",
+        async || {
+            if fleet.is_running("control") { Err(fleet.log("control")) } else { Ok(()) }
+        },
+    )
+    .await;
+    clients.answer(10).await;
+    fleet.start_plane("control").await;
+    clients.answer(10).await;
+    served.extend(clients.finish().await);
+    eventually("all is copied", async || {
+        let left = fleet.sql("SELECT count(copied_from) FROM usage_ledger");
+        if left == "0" { Ok(()) } else { Err(fleet.log("control")) }
+    })
+    .await;
+    books_agree(&fleet, &served, "usage copied into ClickHouse").await;
+    let log = fleet.log("control");
+    assert!(log.contains("usage is all in ClickHouse") && !log.contains("fewer requests"), "{log}");
+    let found = server.query("SELECT uniqExact(event_id) >= 60 FROM turnpike.request_analytics FINAL").unwrap();
+    assert_eq!(found, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_crashes_under_load_and_a_node_that_dies_lose_nothing() {
     let mut fleet = Fleet::start(&["n1", "n2"], "2ms").await;
     // Databases of tests are usually spared the work of keeping what they confirm.

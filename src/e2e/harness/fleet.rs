@@ -1,6 +1,6 @@
 //! A deployment made by hand, plane by plane, as an operator does it with settings files and `turnpike certs`.
 
-use super::process::descendants;
+use super::process::{Running, descendants};
 use super::{Admin, Process, eventually, get, turnpike};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -174,6 +174,14 @@ impl Fleet {
         self.start_plane_with(name, &[("TURNPIKE_CRASH_AT", point)]).await;
     }
 
+    /// Adds settings to a plane's own and starts it as one that dies where it passes `point`, be that before it is ready.
+    pub(crate) fn start_to_crash_with(&mut self, name: &str, settings: &str, point: &str) {
+        let file = self.path(&format!("{name}.toml"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{settings}\n{text}")).unwrap();
+        self.spawn(name, &[("TURNPIKE_CRASH_AT", point)]);
+    }
+
     /// Whether a plane's process is there.
     pub(crate) fn is_running(&mut self, name: &str) -> bool {
         self.planes.get_mut(name).is_some_and(Process::is_running)
@@ -192,6 +200,16 @@ impl Fleet {
     }
 
     async fn start_plane_with(&mut self, name: &str, environment: &[(&str, &str)]) {
+        self.spawn(name, environment);
+        let ready = format!("{}/readyz", self.metrics[name]);
+        eventually(&format!("{name} is ready"), async || match get(&ready, "").await? {
+            reply if reply.status == 200 => Ok(()),
+            reply => Err(format!("{} {}", reply.status, reply.text)),
+        })
+        .await;
+    }
+
+    fn spawn(&mut self, name: &str, environment: &[(&str, &str)]) {
         let plane = match name {
             "control" => "controlplane",
             edge if edge.starts_with("edge") => "dataplane",
@@ -202,12 +220,6 @@ impl Fleet {
         command.arg(plane).arg("--exit-with-parent").arg("--config").arg(self.path(&format!("{name}.toml")));
         let process = Process::start(command, &self.path(&format!("{name}.log")));
         self.planes.insert(name.to_owned(), process);
-        let ready = format!("{}/readyz", self.metrics[name]);
-        eventually(&format!("{name} is ready"), async || match get(&ready, "").await? {
-            reply if reply.status == 200 => Ok(()),
-            reply => Err(format!("{} {}", reply.status, reply.text)),
-        })
-        .await;
     }
 
     /// Kills an edge and starts it again without a way to the control plane, by the routing it has on disk.
@@ -228,10 +240,11 @@ impl Fleet {
 
     /// Crashes the database: one of its processes is killed, it ends all others, and recovers by its log.
     pub(crate) async fn crash_database(&self) {
-        let victim = eventually("PostgreSQL has processes", async || {
-            descendants(self.postgres.id().unwrap()).pop().ok_or_else(|| "it recovers".to_owned())
-        });
-        victim.await.kill();
+        eventually("a process of PostgreSQL is killed", async || {
+            let victim = descendants(self.postgres.id().unwrap()).pop();
+            victim.filter(Running::try_kill).map(drop).ok_or_else(|| "it recovers".to_owned())
+        })
+        .await;
     }
 
     /// A plane's process id.

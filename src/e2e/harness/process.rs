@@ -95,9 +95,13 @@ impl Process {
 }
 
 fn send_signal(name: &str, id: u32) {
+    assert!(try_signal(name, id), "kill -{name} {id}");
+}
+
+/// Says whether there was such a process.
+fn try_signal(name: &str, id: u32) -> bool {
     // The shell's own `kill`: a bare system has no other.
-    let kill = format!("kill -{name} {id}");
-    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success(), "{kill}");
+    Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status().unwrap().success()
 }
 
 impl Drop for Process {
@@ -136,6 +140,11 @@ impl Running {
     /// Kills it as a crash would.
     pub(crate) fn kill(&self) {
         send_signal("KILL", self.id);
+    }
+
+    /// The same; says whether it had not ended by itself before.
+    pub(crate) fn try_kill(&self) -> bool {
+        try_signal("KILL", self.id)
     }
 
     pub(crate) fn is_alive(&self) -> bool {

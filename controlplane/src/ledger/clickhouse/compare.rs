@@ -38,7 +38,7 @@ impl Reader {
         let midnight = day.and_time(NaiveTime::MIN).and_utc();
         let query =
             self.client().query(sql).bind(midnight.timestamp()).bind((midnight + TimeDelta::days(1)).timestamp());
-        let rows: Vec<SumRow> = self.fetch(query).await?;
+        let rows: Vec<SumRow> = self.fetch_day(query).await?;
         let sums = |row: SumRow| {
             let sums = Sums {
                 requests: self.figure(row.requests)?,
@@ -53,7 +53,7 @@ impl Reader {
 
     pub(super) async fn events(&self, span: &Range<DateTime<Utc>>) -> Result<Vec<Event>, LedgerError> {
         let query = self.client().query(EVENTS).bind(span.start.timestamp()).bind(span.end.timestamp());
-        let rows: Vec<WorkRow> = self.fetch(query).await?;
+        let rows: Vec<WorkRow> = self.fetch_day(query).await?;
         let event = |row: WorkRow| Event {
             id: row.event_id,
             node: Some(row.node).filter(|node| !node.is_empty()),

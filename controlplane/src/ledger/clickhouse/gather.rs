@@ -37,6 +37,7 @@ struct Delivery {
 #[derive(Debug)]
 pub(super) struct Gatherer {
     inbox: mpsc::Sender<Delivery>,
+    inserter: Arc<Inserter>,
     target: String,
 }
 
@@ -45,9 +46,9 @@ impl Gatherer {
     pub(super) fn start(client: Client, options: &Options, metrics: Arc<Metrics>) -> Self {
         let (inbox, deliveries) = mpsc::channel(INBOX);
         let target = options.target.clone();
-        let inserter = Inserter { client, timeout: options.timeout, metrics };
-        tokio::spawn(run(inserter, deliveries));
-        Self { inbox, target }
+        let inserter = Arc::new(Inserter { client, timeout: options.timeout, metrics });
+        tokio::spawn(run(Arc::clone(&inserter), deliveries));
+        Self { inbox, inserter, target }
     }
 
     /// Inserts rows together with others'. Once this returns without an error, they are durable.
@@ -58,9 +59,15 @@ impl Gatherer {
         self.inbox.send(Delivery { rows, done }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?.map_err(failed)
     }
+
+    /// Inserts rows by themselves, so that nobody else's wait for them.
+    pub(super) async fn insert_apart(&self, rows: &[EventRow]) -> Result<(), LedgerError> {
+        let failed = |reason| LedgerError::ClickHouse { target: self.target.clone(), reason };
+        self.inserter.insert(rows).await.map_err(failed)
+    }
 }
 
-async fn run(inserter: Inserter, mut deliveries: mpsc::Receiver<Delivery>) {
+async fn run(inserter: Arc<Inserter>, mut deliveries: mpsc::Receiver<Delivery>) {
     let mut last_began = Instant::now();
     while let Some(first) = deliveries.recv().await {
         let came = Instant::now();
@@ -84,6 +91,7 @@ async fn run(inserter: Inserter, mut deliveries: mpsc::Receiver<Delivery>) {
     }
 }
 
+#[derive(Debug)]
 struct Inserter {
     client: Client,
     timeout: Duration,

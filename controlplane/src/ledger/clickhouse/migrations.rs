@@ -8,6 +8,7 @@ use ::clickhouse::{Client, Row};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tracing::info;
+use uuid::Uuid;
 
 /// Number, name, text.
 const MIGRATIONS: [(u32, &str, &str); 3] = [
@@ -39,6 +40,12 @@ struct Applied {
     checksum: String,
 }
 
+#[derive(Row, Deserialize)]
+struct Identity {
+    #[serde(with = "::clickhouse::serde::uuid")]
+    uuid: Uuid,
+}
+
 /// Why the schema is not in order.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MigrationError {
@@ -68,9 +75,9 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Error) -> MigrationError {
     move |source| MigrationError::Query { what, source }
 }
 
-/// Brings the database up to date. `client` is not bound to a database yet; the caller sees to it that nobody else
-/// migrates at the same time.
-pub(super) async fn migrate(client: &Client, options: &Options) -> Result<(), MigrationError> {
+/// Brings the database up to date, and gives the UUID of the table that is the ledger. `client` is not bound to a database
+/// yet; the caller sees to it that nobody else migrates at the same time.
+pub(super) async fn migrate(client: &Client, options: &Options) -> Result<Uuid, MigrationError> {
     let create = format!("CREATE DATABASE IF NOT EXISTS {}{}", options.database, on_cluster(options));
     client.query(&create).execute().await.map_err(failed(format!("making database {}", options.database)))?;
     let client = client.clone().with_database(&options.database);
@@ -97,7 +104,14 @@ pub(super) async fn migrate(client: &Client, options: &Options) -> Result<(), Mi
         insert.end().await.map_err(recording())?;
         info!(version, name, "ClickHouse migration applied");
     }
-    keep_for(&client, options).await
+    keep_for(&client, options).await?;
+    let identity: Identity = client
+        .query("SELECT uuid FROM system.tables WHERE database = ? AND name = 'request_analytics'")
+        .bind(&options.database)
+        .fetch_one()
+        .await
+        .map_err(failed("looking for request_analytics"))?;
+    Ok(identity.uuid)
 }
 
 /// Sets for how long rows are kept, where that is not what the tables say.

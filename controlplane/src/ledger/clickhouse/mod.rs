@@ -13,6 +13,7 @@ use super::LedgerError;
 use crate::metrics::Metrics;
 use crate::store::performance::{Latencies, Minute};
 use crate::store::reconcile::{By, Event, Sums};
+use crate::store::requests::LoggedRequest;
 use crate::store::rollup::HourSum;
 use crate::store::usage::{Grouping, Known, Span, UsageRow, UsageSum};
 use ::clickhouse::Client;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
+use uuid::Uuid;
 
 /// How long a start waits for ClickHouse.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -101,6 +103,7 @@ pub(crate) enum ConnectError {
 /// A handle to the server.
 #[derive(Debug)]
 pub(crate) struct ClickHouse {
+    identity: Uuid,
     reader: read::Reader,
     gatherer: Gatherer,
 }
@@ -112,10 +115,10 @@ impl ClickHouse {
         let client = client(options);
         wait_until_reachable(&client, options).await?;
         let migrated = migrations::migrate(&client, options).await;
-        migrated.map_err(|source| ConnectError::Migrate { target: options.target.clone(), source })?;
+        let identity = migrated.map_err(|source| ConnectError::Migrate { target: options.target.clone(), source })?;
         let client = client.with_database(&options.database);
         let reader = read::Reader::new(client.clone(), options);
-        Ok(Self { reader, gatherer: Gatherer::start(client, options, metrics) })
+        Ok(Self { identity, reader, gatherer: Gatherer::start(client, options, metrics) })
     }
 
     /// Inserts events, together with other edges'.
@@ -124,6 +127,16 @@ impl ClickHouse {
             return Ok(());
         }
         self.gatherer.insert(rows.iter().map(|row| EventRow::new(row, known)).collect()).await
+    }
+
+    /// Inserts what the request log has, beside what edges ship.
+    pub(crate) async fn copy(&self, requests: &[LoggedRequest]) -> Result<(), LedgerError> {
+        self.gatherer.insert_apart(&requests.iter().map(EventRow::from).collect::<Vec<_>>()).await
+    }
+
+    /// What tells this ledger from any other: one that was made anew is another one.
+    pub(crate) const fn identity(&self) -> Uuid {
+        self.identity
     }
 
     pub(super) async fn hour_sums(&self, hours: &[DateTime<Utc>]) -> Result<Vec<HourSum>, LedgerError> {

@@ -14,7 +14,10 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 /// Decimal places of `cost`.
-const SCALE: u32 = 12;
+pub(super) const SCALE: u32 = 12;
+
+/// Longest that sums of a whole day may take, as in PostgreSQL.
+const DAY_PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -130,14 +133,27 @@ impl Reader {
         self.within_patience(query.fetch_all()).await
     }
 
+    /// For what reads a whole day of a large ledger.
+    pub(super) async fn fetch_day<T: RowOwned + RowRead>(&self, query: Query) -> Result<Vec<T>, LedgerError> {
+        self.within(self.patience.max(DAY_PATIENCE), query.fetch_all()).await
+    }
+
     pub(super) async fn within_patience<T>(
         &self,
         work: impl Future<Output = Result<T, ::clickhouse::error::Error>>,
     ) -> Result<T, LedgerError> {
-        match timeout(self.patience, work).await {
+        self.within(self.patience, work).await
+    }
+
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        work: impl Future<Output = Result<T, ::clickhouse::error::Error>>,
+    ) -> Result<T, LedgerError> {
+        match timeout(patience, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.failed(error)),
-            Err(_) => Err(self.failed(format!("no answer within {:?}", self.patience))),
+            Err(_) => Err(self.failed(format!("no answer within {patience:?}"))),
         }
     }
 

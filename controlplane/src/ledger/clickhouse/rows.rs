@@ -1,5 +1,7 @@
 //! An event in the shape of its row in `request_analytics`.
 
+use super::read::SCALE;
+use crate::store::requests::LoggedRequest;
 use crate::store::usage::{Known, UsageRow};
 use ::clickhouse::Row;
 use serde::{Deserialize, Serialize};
@@ -88,6 +90,51 @@ impl EventRow {
             user_agent: text(&event.user_agent),
         }
     }
+}
+
+impl From<&LoggedRequest> for EventRow {
+    fn from(logged: &LoggedRequest) -> Self {
+        let text = |text: &Option<String>| cut(text.as_deref().unwrap_or_default());
+        let mut cost = logged.cost_usd;
+        cost.rescale(SCALE);
+        Self {
+            timestamp: narrow(logged.created_at.timestamp()),
+            event_id: logged.id,
+            organization_id: logged.organization_id.to_string(),
+            api_key_id: logged.api_key_id.map(|key| key.to_string()).unwrap_or_default(),
+            model_id: logged.model_id.clone().unwrap_or_default(),
+            model_version: text(&logged.model_version),
+            request_type: logged.request_type.clone(),
+            prompt_tokens: narrow(logged.prompt_tokens),
+            cached_tokens: narrow(logged.cached_tokens),
+            completion_tokens: narrow(logged.completion_tokens),
+            total_tokens: narrow(logged.total_tokens),
+            estimated: logged.estimated,
+            price_version: narrow(logged.price_version),
+            cost: cost.mantissa(),
+            processing_time_ms: narrow(logged.processing_time_ms.unwrap_or_default()),
+            queue_time_ms: narrow(logged.queue_time_ms.unwrap_or_default()),
+            total_time_ms: narrow(logged.total_time_ms.unwrap_or_default()),
+            first_byte_ms: logged.first_byte_ms.map(narrow),
+            status: logged.status.clone(),
+            http_status: narrow(logged.http_status.unwrap_or_default()),
+            error_code: text(&logged.error_code),
+            cache_status: text(&logged.cache_status),
+            streamed: logged.streamed,
+            retries: narrow(logged.retries),
+            request_size_bytes: narrow(logged.request_size_bytes.unwrap_or_default()),
+            response_size_bytes: narrow(logged.response_size_bytes.unwrap_or_default()),
+            region: text(&logged.region),
+            edge: text(&logged.edge),
+            node: text(&logged.node),
+            user_agent: text(&logged.user_agent),
+        }
+    }
+}
+
+/// A figure that PostgreSQL keeps in a wider type than it came in.
+fn narrow<T, U: TryFrom<T> + Default>(figure: T) -> U {
+    U::try_from(figure).unwrap_or_default()
 }
 
 fn cut(text: &str) -> String {

@@ -1,6 +1,7 @@
 //! From usage events to exact sums: one contract, which the ledger in PostgreSQL and the one in ClickHouse both keep.
 
 mod contract;
+mod copying;
 mod figures;
 mod outages;
 mod proxy;

@@ -2,9 +2,11 @@
 
 use super::proxy::Proxy;
 use super::*;
+use crate::peers::Edge;
 use crate::plane::{Kept, clickhouse_settings};
 use std::process::Command;
 use std::sync::Arc;
+use turnpike_config::Routing;
 use turnpike_parts::clickhouse::ClickHouse;
 use turnpike_parts::postgres::Postgres;
 
@@ -84,6 +86,24 @@ async fn clickhouse_may_be_down_paused_or_read_only_and_nothing_is_lost() {
     assert_eq!(meter.ack().await.end_seq, 40);
     assert_sums(&plane, &events).await;
     drop(server);
+}
+
+#[tokio::test]
+async fn a_days_books_are_compared_however_long_their_sums_take() {
+    let server = clickhouse().await;
+    let settings = clickhouse_settings(&server.url()).replace("\"2s\"", "\"300ms\"");
+    let (plane, events) = prepared(&(settings + "billing.reconcile_every = \"60s\"")).await;
+    Meter::connect(&plane, "e1").await.ship(1, 0, &events).await;
+    assert_sums(&plane, &events).await;
+    let server = with(server, |server| server.pause().unwrap()).await;
+    let day = time_of(events.last().unwrap()).date_naive();
+    let path = format!("/reconcile?day={day}");
+    let (report, _server) = tokio::join!(biased; plane.get(&path), async {
+        // Longer than an insert or any other query may take.
+        tokio::time::sleep(std::time::Duration::from_millis(900)).await;
+        with(server, |server| server.resume().unwrap()).await
+    });
+    assert!(report["ledger"]["requests"].as_i64().unwrap() > 0, "{report}");
 }
 
 #[tokio::test]
@@ -168,6 +188,67 @@ async fn postgres_may_be_killed_in_the_middle_of_a_rollup() {
         drop(plane);
         drop(postgres);
     }
+}
+
+/// An edge's region, what it holds, whether it is connected, complete to, linked at.
+type Noted = (String, i64, bool, DateTime<Utc>, DateTime<Utc>);
+
+#[tokio::test]
+async fn edges_that_first_come_while_postgres_is_away_are_known_once_it_is_back() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let path = directory.path().to_owned();
+    let mut postgres = blocking(move || Postgres::start_persistent(&path).unwrap()).await;
+    let plane = Plane::start_on(postgres.fresh_database().unwrap(), "").await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let mut known = Edge::connect(&plane, "known", Routing::default()).await;
+    known.until("the model", |routing| routing.models.contains_key("m")).await;
+    let version = known.routing.version;
+    drop(known);
+
+    let mut postgres = blocking(move || {
+        assert!(postgres.stop());
+        postgres
+    })
+    .await;
+    let before = Utc::now();
+    // Each is served; one has nothing to ship, one has, and one has no other link than that for usage.
+    let (mut idle, mut busy) = (
+        Edge::connect(&plane, "idle", Routing::default()).await,
+        Edge::connect(&plane, "busy", Routing::default()).await,
+    );
+    idle.until_version(version).await;
+    busy.until_version(version).await;
+    let event = |number| distinct(&tenant, "m", Utc::now(), number);
+    let (mut meter, mut lone) = (Meter::connect(&plane, "busy").await, Meter::connect(&plane, "lone").await);
+    meter.send(1, 0, &[event(1)]).await;
+    lone.send(1, 0, &[event(2)]).await;
+    eventually("attempts that fail", || async { (failures(&plane).await > 2.0).then_some(()) }).await;
+    let after = Utc::now();
+    let _postgres = blocking(move || {
+        postgres.restart().unwrap();
+        postgres
+    })
+    .await;
+
+    assert_eq!((meter.ack().await.end_seq, lone.ack().await.end_seq), (1, 1));
+    let names = "SELECT count(*) FROM edges WHERE name IN ('busy', 'lone')";
+    assert_eq!(count(&plane, names).await, 2, "whoever's usage was taken in is known");
+    let sql = "SELECT region, holds, connected, complete_to, linked_at FROM edges WHERE name = $1";
+    for name in ["idle", "busy"] {
+        let (region, holds, complete_to, linked_at) = eventually("the edge is noted", || async {
+            let row: Option<Noted> = sqlx::query_as(sql).bind(name).fetch_optional(&plane.pool).await.unwrap();
+            row.filter(|row| row.2)
+                .map(|(region, holds, _, complete_to, linked_at)| (region, holds, complete_to, linked_at))
+        })
+        .await;
+        assert_eq!((region.as_str(), u64::try_from(holds).unwrap()), ("eu", version), "{name}");
+        assert!(linked_at >= before, "{name}");
+        assert!((before..=after).contains(&complete_to), "{name}: {complete_to} is not when it came");
+    }
+    // A month that ended meanwhile waits for them.
+    let began = "SELECT count(*) FROM edges WHERE name <> 'known' AND coalesce(began_to, complete_to) < now()";
+    assert_eq!(count(&plane, began).await, 3);
 }
 
 /// Runs a statement as somebody with another connection.
