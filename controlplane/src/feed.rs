@@ -224,6 +224,11 @@ impl Edit<'_> {
         &mut self.tx
     }
 
+    /// The version that the next change will have.
+    pub(crate) const fn next_version(&self) -> u64 {
+        self.head + self.changes.len() as u64 + 1
+    }
+
     /// Notes what edges must be told.
     pub(crate) fn push(&mut self, change: Change) {
         self.changes.push(change);

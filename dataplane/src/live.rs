@@ -17,6 +17,8 @@ use turnpike_config::{
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) version: u64,
+    /// The edge's own.
+    region: Arc<str>,
     orgs: HashMap<OrgId, Arc<Org>>,
     keys: HashMap<KeyDigest, Arc<Key>>,
     models: HashMap<String, Arc<Model>>,
@@ -177,6 +179,11 @@ impl NodeLive {
 }
 
 impl Snapshot {
+    /// Of nothing yet, at an edge of this region.
+    pub(crate) fn nothing(region: &str) -> Self {
+        Self { region: region.into(), ..Self::default() }
+    }
+
     pub(crate) fn key(&self, digest: &KeyDigest) -> Option<&Arc<Key>> {
         self.keys.get(digest)
     }
@@ -238,7 +245,9 @@ impl Snapshot {
         let orgs: HashMap<_, _> = routing
             .orgs
             .values()
-            .map(|record| (record.id, Arc::new(compile_org(record, previous.orgs.get(&record.id)))))
+            .map(|record| {
+                (record.id, Arc::new(compile_org(record, Some(&previous.region), previous.orgs.get(&record.id))))
+            })
             .collect();
         let keys = routing
             .keys
@@ -251,15 +260,17 @@ impl Snapshot {
             .collect();
         let off = routing.models.values().filter(|model| !model.active).map(|model| model.id.clone()).collect();
         let purged = routing.purged.clone();
-        (Self { version: routing.version, orgs, keys, models, nodes, listing, off, purged }, unreachable)
+        let region = Arc::clone(&previous.region);
+        (Self { version: routing.version, region, orgs, keys, models, nodes, listing, off, purged }, unreachable)
     }
 }
 
 impl Snapshot {
-    /// A key that this routing does not have yet.
+    /// A key that this routing does not have yet. Money that its organization has paid ahead is given out to edges by the
+    /// control plane alone, which would not know of this one.
     pub(crate) fn adopt_key(&self, record: &KeyRecord, organization: &OrgRecord) -> Arc<Key> {
         let org = self.orgs.get(&organization.id).cloned();
-        let org = org.unwrap_or_else(|| Arc::new(compile_org(organization, None)));
+        let org = org.unwrap_or_else(|| Arc::new(compile_org(organization, None, None)));
         Arc::new(compile_key(record, org, None))
     }
 
@@ -282,10 +293,11 @@ pub(crate) fn resolve(url: &NodeUrl) -> Option<SocketAddr> {
     (url.host.as_str(), url.port).to_socket_addrs().ok()?.next()
 }
 
-fn compile_org(record: &OrgRecord, previous: Option<&Arc<Org>>) -> Org {
+fn compile_org(record: &OrgRecord, region: Option<&str>, previous: Option<&Arc<Org>>) -> Org {
     let (owner, before) = (Owner::Organization(record.id), previous.map(|org| &org.limits));
     let limits = Limits::compile(owner, record.limits, &record.model_limits, before);
     let limits = limits.with_budget(owner, record.budget.as_ref(), before);
+    let limits = limits.with_prepaid(owner, record.prepaid.as_ref(), region, before);
     Org { limits, cache_generation: record.cache_generation }
 }
 
@@ -377,6 +389,7 @@ pub(crate) mod fixtures {
                 model_limits: ModelLimits::default(),
                 budget: None,
                 cache_generation: 0,
+                prepaid: None,
             }),
             Change::PutKey(KeyRecord {
                 id: KeyId(Uuid::from_u128(2)),

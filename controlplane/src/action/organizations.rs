@@ -119,6 +119,7 @@ pub(crate) async fn create(
         updated_at: now,
         cache_generation: 0,
         budget: None,
+        prepaid: None,
     };
     let mut edit = context.feed.edit(operator.name()).await?;
     check(&mut edit, &org).await?;

@@ -119,13 +119,16 @@ pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Resu
     sqlx::query(
         "UPDATE edges SET connected = true, last_seen_at = now(),
              complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
-             began_to = coalesce(least(now(), live.began_to), edges.began_to)
-         FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS live (name, ended_to, began_to)
+             began_to = coalesce(least(now(), live.began_to), edges.began_to),
+             settled_to = coalesce(least(now(), live.settled_to), edges.settled_to)
+         FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[])
+             AS live (name, ended_to, began_to, settled_to)
          WHERE edges.name = live.name",
     )
     .bind(edges.iter().map(|edge| edge.name.as_str()).collect::<Vec<_>>())
     .bind(edges.iter().map(|edge| edge.mark.ended_to).collect::<Vec<_>>())
     .bind(edges.iter().map(|edge| edge.mark.began_to).collect::<Vec<_>>())
+    .bind(edges.iter().map(|edge| edge.mark.settled_to).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

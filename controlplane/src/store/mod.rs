@@ -26,6 +26,7 @@ pub(crate) mod reconcile;
 pub(crate) mod requests;
 pub(crate) mod rollup;
 pub(crate) mod routing;
+pub(crate) mod shares;
 pub(crate) mod stripe;
 pub(crate) mod usage;
 pub(crate) mod users;

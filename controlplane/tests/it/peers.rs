@@ -41,7 +41,11 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) async fn connect(plane: &Plane, name: &str, holds: Routing) -> Self {
-        let hello = EdgeHello { region: "eu".to_owned(), holds: holds.version, build: "test".to_owned() };
+        Self::connect_in("eu", plane, name, holds).await
+    }
+
+    pub(crate) async fn connect_in(region: &str, plane: &Plane, name: &str, holds: Routing) -> Self {
+        let hello = EdgeHello { region: region.to_owned(), holds: holds.version, build: "test".to_owned() };
         Self { link: Link::open(plane, Role::Edge, name, Open::Push(hello)).await, routing: holds }
     }
 
