@@ -242,7 +242,8 @@ CREATE TABLE public.edges (
     last_seen_at timestamp with time zone,
     complete_to timestamp with time zone DEFAULT now() NOT NULL,
     linked_at timestamp with time zone DEFAULT now() NOT NULL,
-    began_to timestamp with time zone
+    began_to timestamp with time zone,
+    settled_to timestamp with time zone
 );
 
 CREATE TABLE public.files (
@@ -520,9 +521,11 @@ CREATE TABLE public.organizations (
     settings jsonb DEFAULT '{}'::jsonb NOT NULL,
     cache_generation integer DEFAULT 0 NOT NULL,
     budget jsonb,
+    prepaid jsonb,
     CONSTRAINT organizations_budget_check CHECK ((jsonb_typeof(budget) = 'object'::text)),
     CONSTRAINT organizations_cache_generation_check CHECK ((cache_generation >= 0)),
     CONSTRAINT organizations_plan_type_check CHECK (((plan_type)::text = ANY ((ARRAY['free'::character varying, 'pro'::character varying, 'enterprise'::character varying])::text[]))),
+    CONSTRAINT organizations_prepaid_check CHECK ((jsonb_typeof(prepaid) = 'object'::text)),
     CONSTRAINT organizations_settings_check CHECK ((jsonb_typeof(settings) = 'object'::text)),
     CONSTRAINT organizations_slug_check CHECK (((slug)::text ~ '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$'::text))
 );
@@ -557,6 +560,17 @@ CREATE TABLE public.prepaid_settlements (
     organization_id uuid NOT NULL,
     day date NOT NULL,
     amount numeric(24,12) NOT NULL
+);
+
+CREATE TABLE public.prepaid_shares (
+    organization_id uuid NOT NULL,
+    region text NOT NULL,
+    cap numeric(24,12) NOT NULL,
+    bound numeric(24,12) NOT NULL,
+    lowered_version bigint,
+    acked_at timestamp with time zone,
+    CONSTRAINT prepaid_shares_check CHECK (((cap >= (0)::numeric) AND (bound >= cap))),
+    CONSTRAINT prepaid_shares_check1 CHECK (((lowered_version IS NOT NULL) OR ((bound = cap) AND (acked_at IS NULL))))
 );
 
 CREATE TABLE public.purged_answers (
@@ -634,7 +648,8 @@ CREATE TABLE public.usage_adjustments (
 CREATE TABLE public.usage_dirty_hours (
     hour timestamp with time zone NOT NULL,
     mark bigint NOT NULL,
-    ended_from timestamp with time zone NOT NULL
+    ended_from timestamp with time zone NOT NULL,
+    began_from timestamp with time zone NOT NULL
 );
 
 ALTER TABLE public.usage_dirty_hours ALTER COLUMN mark ADD GENERATED ALWAYS AS IDENTITY (
@@ -656,6 +671,7 @@ CREATE TABLE public.usage_hours (
     cached_tokens bigint NOT NULL,
     completion_tokens bigint NOT NULL,
     cost_usd numeric(24,12) NOT NULL,
+    region character varying(50) DEFAULT ''::character varying NOT NULL,
     CONSTRAINT usage_hours_check CHECK (((requests >= 0) AND (prompt_tokens >= 0) AND (cached_tokens >= 0))),
     CONSTRAINT usage_hours_completion_tokens_check CHECK ((completion_tokens >= 0)),
     CONSTRAINT usage_hours_hour_check CHECK ((date_trunc('hour'::text, hour, 'UTC'::text) = hour)),
@@ -697,6 +713,14 @@ CREATE TABLE public.usage_records (
     CONSTRAINT usage_records_requests_check CHECK ((requests >= 0))
 )
 PARTITION BY RANGE (date);
+
+CREATE TABLE public.usage_region_days (
+    organization_id uuid NOT NULL,
+    date date NOT NULL,
+    region character varying(50) NOT NULL,
+    requests bigint NOT NULL,
+    cost_usd numeric(24,12) NOT NULL
+);
 
 CREATE TABLE public.users (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -807,6 +831,9 @@ ALTER TABLE ONLY public.prepaid_entries
 ALTER TABLE ONLY public.prepaid_settlements
     ADD CONSTRAINT prepaid_settlements_pkey PRIMARY KEY (invoice_id, day);
 
+ALTER TABLE ONLY public.prepaid_shares
+    ADD CONSTRAINT prepaid_shares_pkey PRIMARY KEY (organization_id, region);
+
 ALTER TABLE ONLY public.purged_answers
     ADD CONSTRAINT purged_answers_pkey PRIMARY KEY (cache_key);
 
@@ -835,7 +862,7 @@ ALTER TABLE ONLY public.usage_dirty_hours
     ADD CONSTRAINT usage_dirty_hours_pkey PRIMARY KEY (hour, mark);
 
 ALTER TABLE ONLY public.usage_hours
-    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (organization_id, model_id, price_version, hour);
+    ADD CONSTRAINT usage_hours_pkey PRIMARY KEY (organization_id, hour, model_id, price_version, region);
 
 ALTER TABLE ONLY public.usage_ingest
     ADD CONSTRAINT usage_ingest_pkey PRIMARY KEY (edge, epoch);
@@ -848,6 +875,9 @@ ALTER TABLE ONLY public.usage_records
 
 ALTER TABLE ONLY public.usage_records
     ADD CONSTRAINT usage_records_pkey PRIMARY KEY (id, date);
+
+ALTER TABLE ONLY public.usage_region_days
+    ADD CONSTRAINT usage_region_days_pkey PRIMARY KEY (organization_id, date, region);
 
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (id);
@@ -1091,6 +1121,9 @@ ALTER TABLE ONLY public.prepaid_settlements
 ALTER TABLE ONLY public.prepaid_settlements
     ADD CONSTRAINT prepaid_settlements_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
+ALTER TABLE ONLY public.prepaid_shares
+    ADD CONSTRAINT prepaid_shares_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY public.recharges
     ADD CONSTRAINT recharges_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
@@ -1120,6 +1153,9 @@ ALTER TABLE public.usage_records
 
 ALTER TABLE public.usage_records
     ADD CONSTRAINT usage_records_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
+
+ALTER TABLE ONLY public.usage_region_days
+    ADD CONSTRAINT usage_region_days_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id) ON DELETE CASCADE;

@@ -29,7 +29,7 @@ pub use crash::crash_point;
 pub use digest::KeyDigest;
 pub use event::{Endpoint, RequestStatus, UsageEvent};
 pub use ids::{EventId, KeyId, OrgId};
-pub use limits::{Budget, LimitSettings, ModelLimits, RateLimits};
+pub use limits::{Budget, LimitSettings, ModelLimits, Prepaid, RateLimits, RegionShare};
 pub use money::{Price, PriceVersion, Tokens, Usd};
 pub use node_url::NodeUrl;
 pub use route::{RouteId, RoutePolicy, RouteRecord};

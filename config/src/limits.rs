@@ -91,6 +91,33 @@ pub struct Budget {
     pub as_of_ms: u64,
 }
 
+/// Money paid ahead, as it is given out to regions. None of them knows what the others lend, so each has a bound of its
+/// own, and all bounds together are no more than there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct Prepaid {
+    /// By region. One that is not here may spend nothing.
+    #[n(0)]
+    pub regions: BTreeMap<String, RegionShare>,
+    /// What is left of it everywhere, as far as the books know; not negative.
+    #[n(1)]
+    pub left: Usd,
+}
+
+/// What a region may spend of the money paid ahead. Both sums go from the first day on that the account paid ahead, and
+/// never begin anew: no turn of a month gives out twice what is lent already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct RegionShare {
+    /// What it may have spent in all.
+    #[n(0)]
+    pub cap: Usd,
+    /// What it has spent, as far as the books know.
+    #[n(1)]
+    pub spent: Usd,
+    /// Unix milliseconds up to which `spent` is known to be complete.
+    #[n(2)]
+    pub as_of_ms: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! What an edge must know to serve: organizations, keys, models and nodes, as one versioned state plus changes to it.
 
-use crate::limits::{Budget, ModelLimits, RateLimits};
+use crate::limits::{Budget, ModelLimits, Prepaid, RateLimits};
 use crate::route::{RouteId, RouteRecord};
 use crate::validate::World;
 use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, OrgId, Price, PriceVersion};
@@ -39,6 +39,10 @@ pub struct OrgRecord {
     #[cbor(default)]
     #[serde(default)]
     pub cache_generation: u32,
+    /// Money paid ahead, within `budget`; `None`: it pays afterwards.
+    #[n(6)]
+    #[serde(default)]
+    pub prepaid: Option<Prepaid>,
 }
 
 /// What a key may do. Stored as names in `api_keys.permissions`, pushed as bits.
@@ -510,6 +514,7 @@ mod tests {
             model_limits: ModelLimits::default(),
             budget: None,
             cache_generation: 0,
+            prepaid: None,
         }
     }
 

@@ -107,6 +107,10 @@ pub struct Watermark {
     /// 0 if that is not known.
     #[n(1)]
     pub began_to_ms: u64,
+    /// The same by the control plane's clock, reckoned like `ended_to_ms`: whatever the edge's own clock says.
+    #[n(2)]
+    #[cbor(default)]
+    pub settled_to_ms: u64,
 }
 
 /// The batch is durable.

@@ -5,6 +5,7 @@ use crate::metrics::{EventFate, Metrics};
 use crate::partitions::{self, MONTHS_AHEAD};
 use crate::rollup::Rollup;
 use crate::store::partitions::{Month, Partitioned};
+use crate::store::rollup::Came;
 use crate::store::usage::{self, Known, Stretch, UsageRow};
 use crate::store::{self, Store, StoreError, rollup, usage_ledger};
 use chrono::{DateTime, Utc};
@@ -239,12 +240,14 @@ struct Rows {
     known: Known,
 }
 
-/// The hours that events are of, each with the earliest end of a request.
-fn hours_of(rows: &[UsageRow]) -> BTreeMap<DateTime<Utc>, DateTime<Utc>> {
+/// The hours that events are of.
+fn hours_of(rows: &[UsageRow]) -> BTreeMap<DateTime<Utc>, Came> {
     let mut hours = BTreeMap::new();
     for row in rows {
-        let from = hours.entry(rollup::hour_of(row.created_at)).or_insert_with(|| row.ended_at());
-        *from = (*from).min(row.ended_at());
+        let (ended_from, began_from) = (row.ended_at(), row.created_at);
+        let came = hours.entry(rollup::hour_of(began_from)).or_insert(Came { ended_from, began_from });
+        came.ended_from = came.ended_from.min(ended_from);
+        came.began_from = came.began_from.min(began_from);
     }
     hours
 }

@@ -6,6 +6,7 @@
 
 mod action;
 mod admission;
+mod allotment;
 mod api;
 mod budgets;
 mod closer;

@@ -279,6 +279,6 @@ async fn write(tx: &mut Tx, before: &[HourSum], sums: &[HourSum]) -> Result<BTre
     rollup::carry_over(tx, &days).await
 }
 
-fn day_of((organization, model, _, hour): &HourKey) -> (Uuid, String, NaiveDate) {
+fn day_of((organization, model, _, hour, _): &HourKey) -> (Uuid, String, NaiveDate) {
     (*organization, model.clone(), hour.date_naive())
 }

@@ -1,7 +1,9 @@
 //! Whose money moved just now: whoever changes `usage_records` or what was paid says so here, and budgets are looked at
 //! at once.
 
-use std::collections::BTreeSet;
+use crate::allotment::Asked;
+use chrono::{DateTime, Utc};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -11,6 +13,29 @@ use uuid::Uuid;
 pub(crate) struct Spending {
     changed: Mutex<BTreeSet<Uuid>>,
     nudge: Notify,
+    /// Where money paid ahead is wanted.
+    pub(crate) demand: Demand,
+}
+
+/// What clients of organizations ask for in each region, as it was seen in this process's life: a control plane that has
+/// just started moves no money until somebody asks for it again.
+#[derive(Debug, Default)]
+pub(crate) struct Demand(Mutex<BTreeMap<(Uuid, String), Asked>>);
+
+impl Demand {
+    /// The books have so many requests of an organization's region now, which cost so much; see [`Asked::note`].
+    pub(crate) fn note(
+        &self,
+        (organization, region): (Uuid, &str),
+        (requests, spent): (i64, i128),
+        has_all: bool,
+        now: DateTime<Utc>,
+    ) -> Asked {
+        let mut regions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = regions.entry((organization, region.to_owned())).or_default();
+        asked.note(requests, spent, has_all, now);
+        *asked
+    }
 }
 
 impl Spending {

@@ -16,6 +16,8 @@ pub(crate) struct Mark {
     pub(crate) ended_to: Option<DateTime<Utc>>,
     /// That of requests that had begun by then, by the edge's clock.
     pub(crate) began_to: Option<DateTime<Utc>>,
+    /// The same by our clock.
+    pub(crate) settled_to: Option<DateTime<Utc>>,
 }
 
 impl Watermarks {
@@ -26,7 +28,8 @@ impl Watermarks {
     /// A batch is stored that makes this true.
     pub(crate) fn stored(&self, edge: &str, mark: Watermark) {
         let time = |ms: u64| i64::try_from(ms).ok().filter(|ms| *ms > 0).and_then(DateTime::from_timestamp_millis);
-        let mark = Mark { ended_to: time(mark.ended_to_ms), began_to: time(mark.began_to_ms) };
+        let Watermark { ended_to_ms, began_to_ms, settled_to_ms } = mark;
+        let mark = Mark { ended_to: time(ended_to_ms), began_to: time(began_to_ms), settled_to: time(settled_to_ms) };
         self.marks().insert(edge.to_owned(), mark);
     }
 

@@ -187,7 +187,7 @@ impl Size {
         let wished = prompt + longest_answer(metered.endpoint, ask, model);
         let allowed = metered.within(model).most_tokens();
         let most = allowed.map_or(wished, |allowed| wished.min(allowed));
-        let counted = allowed.is_some() || metered.key.org.limits.budget.is_some();
+        let counted = allowed.is_some() || metered.key.org.limits.counts_money();
         let longest = counted.then(|| coarse(most.saturating_sub(prompt).max(1), wished > most));
         // An answer has a token at least.
         let shortest = if generates(metered.endpoint) { ask.choices } else { 0 };

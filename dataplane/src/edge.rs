@@ -65,10 +65,11 @@ impl Edge {
         directory: Option<Directory>,
     ) -> Self {
         let Metering { journal, unsettled } = metering;
+        let snapshot = ArcSwap::from_pointee(Snapshot::nothing(&settings.region));
         Self {
             settings,
             name: own.name,
-            snapshot: ArcSwap::default(),
+            snapshot,
             journal,
             metrics,
             certificate: Arc::new(own.certificate),

@@ -116,12 +116,13 @@ impl Progress {
 impl Goal {
     fn of(journal: &Journal, clock: Option<(u64, Instant)>) -> Self {
         // In this order: what begins or ends meanwhile is behind the mark or among the records that are waited for.
-        let ended_to_ms = clock.zip(journal.ended_before()).map_or(0, |((told_ms, at), before)| {
-            let now_ms = told_ms + clock::millis(at.elapsed());
-            now_ms.saturating_sub(clock::millis(before))
-        });
-        let began_to_ms = journal.began_to(clock::millis(clock::since_epoch()));
-        let then = Watermark { ended_to_ms, began_to_ms };
+        let now_ms = clock.map(|(told_ms, at)| told_ms + clock::millis(at.elapsed()));
+        let ended_to_ms = now_ms.zip(journal.ended_before());
+        let ended_to_ms = ended_to_ms.map_or(0, |(now_ms, before)| now_ms.saturating_sub(clock::millis(before)));
+        let own_ms = clock::millis(clock::since_epoch());
+        let began_to_ms = journal.began_to(own_ms);
+        let settled_to_ms = now_ms.map_or(0, |now_ms| now_ms.saturating_sub(own_ms.saturating_sub(began_to_ms)));
+        let then = Watermark { ended_to_ms, began_to_ms, settled_to_ms };
         Self { then, handed_over: journal.handed_over(), end_seq: None }
     }
 }

@@ -13,6 +13,7 @@ mod lifecycle;
 mod limits;
 mod metering;
 mod observability;
+mod prepaid;
 mod protocol;
 mod quotas;
 mod readme;

@@ -267,7 +267,7 @@ pub(crate) async fn patch(
     };
     let details = json!({"before": amounts(&before), "after": amounts(&after)});
     audit(&mut edit, operator, "billing.update", ("organization", &id.to_string()), details).await?;
-    budgets::tell_if_due(&mut edit, &after, now).await?;
+    budgets::tell_if_due(&mut edit, &context.spending.demand, &[id], now).await?;
     edit.commit().await?;
     Ok(view(after, month))
 }

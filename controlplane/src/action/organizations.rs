@@ -131,6 +131,7 @@ pub(super) async fn create_in(
         updated_at: now,
         cache_generation: 0,
         budget: None,
+        prepaid: None,
     };
     check(edit, &org).await?;
     organizations::insert(edit.connection(), &org).await?;

@@ -141,8 +141,7 @@ pub(crate) async fn create(
     let entry = append(edit.connection(), id, &entry).await?;
     let details = json!({"kind": kind.name(), "amount": amount, "entry": entry.id});
     audit(&mut edit, operator, "prepaid.append", ("organization", &id.to_string()), details).await?;
-    let after = standing(edit.connection(), id, Month::of(now)).await?;
-    budgets::tell_if_due(&mut edit, &after, now).await?;
+    budgets::tell_if_due(&mut edit, &context.spending.demand, &[id], now).await?;
     edit.commit().await?;
     Ok((entry.into(), true))
 }

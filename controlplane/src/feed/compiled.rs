@@ -114,6 +114,7 @@ mod tests {
             limits: RateLimits::default(),
             model_limits: ModelLimits::default(),
             budget: None,
+            prepaid: None,
             cache_generation: 0,
         })
     }

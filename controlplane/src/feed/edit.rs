@@ -31,6 +31,11 @@ impl<'f> Edit<'f> {
         self.rollout = Some(id);
     }
 
+    /// The version that the next change will have.
+    pub(crate) const fn next_version(&self) -> u64 {
+        self.head.at.version + self.entries.len() as u64 + 1
+    }
+
     /// The version that edges will know once this is committed.
     pub(crate) fn version_after(&self) -> i64 {
         i64::try_from(self.head.at.version + self.entries.len() as u64).unwrap_or(i64::MAX)

@@ -8,12 +8,12 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::Value;
 use sqlx::types::Json;
-use turnpike_config::{Budget, Usd};
+use turnpike_config::{Budget, Prepaid, Usd};
 use uuid::Uuid;
 
 /// An edge that was not seen for this long, seconds, is taken to be gone for good: otherwise one that was retired would
 /// hold back every budget for ever. What it still ships is counted when it comes.
-const GONE_S: f64 = 3600.0;
+pub(super) const GONE_S: f64 = 3600.0;
 
 /// How an organization stands with its money in a month.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -22,6 +22,8 @@ pub(crate) struct Standing {
     pub(crate) organization_id: Uuid,
     /// What edges were last told.
     pub(crate) told: Option<Json<Budget>>,
+    /// What they were told of its money paid ahead.
+    pub(crate) told_prepaid: Option<Json<Prepaid>>,
     /// Where invoices go.
     pub(crate) billing_email: Option<String>,
     /// What the account is kept in.
@@ -34,8 +36,6 @@ pub(crate) struct Standing {
     as_of: DateTime<Utc>,
     /// Usage of every request that had begun by then is in it.
     began_as_of: DateTime<Utc>,
-    /// Regions that edges spend in.
-    regions: i64,
     /// When an edge last came to have a link.
     linked_at: Option<DateTime<Utc>>,
 }
@@ -104,16 +104,12 @@ impl Standing {
         self.linked_at.and_then(|at| u64::try_from(at.timestamp_millis()).ok()).unwrap_or(0)
     }
 
-    /// As the edges are told. What is left of money paid ahead is shared out to the regions, whose edges do not know what
-    /// others lend; and a month's turn, or a region that starts anew, waits for requests that may still run, since the
-    /// balance would be lent a second time.
+    /// As the edges are told, of the month: a bound for all regions, as well as it is known. Money paid ahead is given out to
+    /// them besides.
     pub(crate) fn budget(&self, month: Month) -> Option<Budget> {
-        let share = |left: Usd| left.pico.max(0) / i128::from(self.regions.max(1));
-        let ahead = self.prepaid_balance().map(|left| Usd { pico: self.spent().pico.saturating_add(share(left)) });
-        let as_of = if ahead.is_some() { self.as_of.min(self.began_as_of) } else { self.as_of };
+        let as_of = if self.prepaid_balance.is_some() { self.as_of.min(self.began_as_of) } else { self.as_of };
         let as_of_ms = u64::try_from(as_of.timestamp_millis()).unwrap_or_default();
-        let monthly = self.monthly_budget().into_iter().chain(ahead).min()?;
-        Some(Budget { monthly, month: month.number(), spent: self.spent(), as_of_ms })
+        Some(Budget { monthly: self.allowance()?, month: month.number(), spent: self.spent(), as_of_ms })
     }
 }
 
@@ -138,17 +134,18 @@ pub(crate) async fn standings(
 const STANDINGS: &str = "
 WITH books AS (
     SELECT least(now(), min(complete_to), (SELECT min(ended_from) - interval '1 ms' FROM usage_dirty_hours)) AS as_of,
-        least(now(), min(coalesce(began_to, complete_to))) AS began_as_of, count(DISTINCT region) AS regions,
+        least(now(), min(coalesce(began_to, complete_to)),
+            (SELECT min(began_from) - interval '1 ms' FROM usage_dirty_hours)) AS began_as_of,
         max(linked_at) AS linked_at
     FROM edges WHERE last_seen_at > now() - make_interval(secs => $4)
 )
-SELECT o.id AS organization_id, o.budget AS told, a.billing_email, a.currency, a.monthly_budget,
+SELECT o.id AS organization_id, o.budget AS told, o.prepaid AS told_prepaid, a.billing_email, a.currency, a.monthly_budget,
     CASE WHEN a.prepaid_since IS NOT NULL THEN coalesce(paid.amount, 0) + coalesce(paid.used, 0)
         - coalesce(since.used, 0) - coalesce(late.used, 0) END AS prepaid_balance,
     coalesce(a.discount_permille, 0) AS discount_permille, coalesce(a.tax_rate, 0) AS tax_rate, a.tax_id,
     a.billing_address, coalesce(a.auto_recharge_enabled, false) AS auto_recharge_enabled, a.auto_recharge_threshold,
     a.auto_recharge_amount, a.payment_method_id, a.stripe_customer_id,
-    coalesce(used.spent, 0) AS spent, books.as_of, books.began_as_of, books.regions, books.linked_at
+    coalesce(used.spent, 0) AS spent, books.as_of, books.began_as_of, books.linked_at
 FROM books, organizations o
 LEFT JOIN billing_accounts a ON a.organization_id = o.id
 LEFT JOIN LATERAL (
@@ -168,7 +165,8 @@ LEFT JOIN LATERAL (
     WHERE u.organization_id = o.id AND u.date >= $1 AND u.date < $2
 ) AS used ON true
 WHERE o.id = ANY($3)
-    OR $3 IS NULL AND (a.monthly_budget IS NOT NULL OR a.prepaid_since IS NOT NULL OR o.budget IS NOT NULL)
+    OR $3 IS NULL AND (a.monthly_budget IS NOT NULL OR a.prepaid_since IS NOT NULL OR o.budget IS NOT NULL
+        OR o.prepaid IS NOT NULL)
 ORDER BY o.id";
 
 /// What an operator may set of an account.
@@ -257,15 +255,17 @@ pub(crate) async fn lock(connection: &mut PgConnection, organization: Uuid) -> R
     Ok(())
 }
 
-/// Notes what edges are told of an organization's budget; `None` if it is gone.
+/// Notes what edges are told of an organization's money; `None` if it is gone.
 pub(crate) async fn tell(
     connection: &mut PgConnection,
     organization: Uuid,
     budget: Option<Budget>,
+    prepaid: Option<Prepaid>,
 ) -> Result<Option<Organization>, StoreError> {
-    Ok(sqlx::query_as("UPDATE organizations SET budget = $2 WHERE id = $1 RETURNING *")
+    Ok(sqlx::query_as("UPDATE organizations SET budget = $2, prepaid = $3 WHERE id = $1 RETURNING *")
         .bind(organization)
         .bind(budget.map(Json))
+        .bind(prepaid.map(Json))
         .fetch_optional(connection)
         .await?)
 }
@@ -279,6 +279,7 @@ mod tests {
         Standing {
             organization_id: Uuid::nil(),
             told: None,
+            told_prepaid: None,
             billing_email: None,
             currency: None,
             monthly_budget: monthly.map(decimal),
@@ -287,25 +288,22 @@ mod tests {
             spent: decimal(spent),
             as_of: DateTime::UNIX_EPOCH,
             began_as_of: DateTime::UNIX_EPOCH,
-            regions: 1,
             linked_at: None,
         }
     }
 
     #[test]
-    fn what_is_paid_ahead_is_shared_out_to_regions_and_waits_for_what_runs() {
+    fn edges_are_told_what_all_regions_may_spend_and_money_paid_ahead_waits_for_what_runs() {
         let month = Month::of(DateTime::UNIX_EPOCH);
         let at = |ms| DateTime::from_timestamp_millis(ms).unwrap_or_default();
-        let told = |monthly, prepaid, regions| {
-            let standing = Standing { regions, as_of: at(9), began_as_of: at(4), ..standing(monthly, prepaid, "2.5") };
+        let told = |monthly, prepaid| {
+            let standing = Standing { as_of: at(9), began_as_of: at(4), ..standing(monthly, prepaid, "2.5") };
             standing.budget(month).map(|budget| (budget.monthly.to_string(), budget.as_of_ms))
         };
         let whole = |text: &str, as_of| Some((text.to_owned(), as_of));
-        assert_eq!(told(None, Some("4"), 0), whole("6.5", 4), "no edge yet");
-        assert_eq!(told(None, Some("4"), 2), whole("4.5", 4));
-        assert_eq!(told(None, Some("0.000000000001"), 2), whole("2.5", 4), "never more than there is");
-        assert_eq!(told(Some("100"), None, 2), whole("100", 9), "a budget is a bound for all, as well as it is known");
-        assert_eq!(told(Some("3"), Some("4"), 2), whole("3", 4));
+        assert_eq!(told(None, Some("4")), whole("6.5", 4));
+        assert_eq!(told(Some("100"), None), whole("100", 9));
+        assert_eq!(told(Some("3"), Some("4")), whole("3", 4));
     }
 
     #[test]

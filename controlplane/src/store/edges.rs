@@ -179,6 +179,7 @@ pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Resu
             .bind(edges.iter().map(|edge| edge.since).collect::<Vec<_>>())
             .bind(edges.iter().map(|edge| edge.mark.ended_to).collect::<Vec<_>>())
             .bind(edges.iter().map(|edge| edge.mark.began_to).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| edge.mark.settled_to).collect::<Vec<_>>())
             .execute(&mut *connection)
             .await?;
     }
@@ -188,17 +189,20 @@ pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Resu
 const MEET: &str = "
 INSERT INTO edges (name, region, build, holds, complete_to)
 SELECT name, region, build, holds, least(now(), since)
-FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
-    AS live (name, region, build, holds, since, ended_to, began_to)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
+    $8::timestamptz[])
+    AS live (name, region, build, holds, since, ended_to, began_to, settled_to)
 ON CONFLICT DO NOTHING";
 
 const TOUCH: &str = "
 UPDATE edges SET connected = true, last_seen_at = now(), region = live.region, build = live.build, holds = live.holds,
     linked_at = greatest(edges.linked_at, least(now(), live.since)),
     complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
-    began_to = coalesce(least(now(), live.began_to), edges.began_to)
-FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
-    AS live (name, region, build, holds, since, ended_to, began_to)
+    began_to = coalesce(least(now(), live.began_to), edges.began_to),
+    settled_to = coalesce(least(now(), live.settled_to), edges.settled_to)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
+    $8::timestamptz[])
+    AS live (name, region, build, holds, since, ended_to, began_to, settled_to)
 WHERE edges.name = live.name";
 
 /// Notes that edges are gone which no control plane has seen for `silence_s` seconds.

@@ -28,6 +28,7 @@ pub(crate) mod rollouts;
 pub(crate) mod rollup;
 pub(crate) mod routes;
 pub(crate) mod routing;
+pub(crate) mod shares;
 pub(crate) mod stripe;
 pub(crate) mod usage;
 pub(crate) mod usage_ledger;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::types::Json;
 use tracing::warn;
-use turnpike_config::{Budget, LimitSettings, OrgId, OrgRecord, RateLimits};
+use turnpike_config::{Budget, LimitSettings, OrgId, OrgRecord, Prepaid, RateLimits};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -41,6 +41,9 @@ pub(crate) struct Organization {
     /// What edges were last told of its budget.
     #[serde(skip)]
     pub(crate) budget: Option<Json<Budget>>,
+    /// What edges were last told of its money paid ahead.
+    #[serde(skip)]
+    pub(crate) prepaid: Option<Json<Prepaid>>,
 }
 
 impl Organization {
@@ -54,6 +57,7 @@ impl Organization {
             model_limits: limits.models,
             budget: self.budget.as_ref().map(|told| told.0),
             cache_generation: self.cache_generation.unsigned_abs(),
+            prepaid: self.prepaid.as_ref().map(|told| told.0.clone()),
         }
     }
 

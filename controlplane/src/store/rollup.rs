@@ -32,15 +32,17 @@ pub(crate) struct HourSum {
     pub(crate) completion_tokens: i64,
     /// Exact dollars.
     pub(crate) cost_usd: Decimal,
+    /// Where.
+    pub(crate) region: String,
 }
 
-/// Organization, model, price version, hour.
-pub(crate) type HourKey = (Uuid, String, i64, DateTime<Utc>);
+/// Organization, model, price version, hour, region.
+pub(crate) type HourKey = (Uuid, String, i64, DateTime<Utc>, String);
 
 impl HourSum {
     /// What there is one sum for.
     pub(crate) fn key(&self) -> HourKey {
-        (self.organization_id, self.model_id.clone(), self.price_version, self.hour)
+        (self.organization_id, self.model_id.clone(), self.price_version, self.hour, self.region.clone())
     }
 }
 
@@ -52,20 +54,31 @@ pub(crate) fn hour_of(moment: DateTime<Utc>) -> DateTime<Utc> {
     moment.duration_trunc(TimeDelta::hours(1)).unwrap_or(moment)
 }
 
-/// Notes that these hours are to be summed anew, each with the earliest end of the requests that came for it, by the
-/// clock of `edge`. By ours that may have been before, though not before what was complete.
+/// The requests that came for an hour, by the clock of the edge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Came {
+    /// When the first of them ended.
+    pub(crate) ended_from: DateTime<Utc>,
+    /// When the first of them began.
+    pub(crate) began_from: DateTime<Utc>,
+}
+
+/// Notes that these hours are to be summed anew for what came from `edge`. By our clock it may have begun and ended earlier
+/// than by the edge's, though not before what was complete.
 pub(crate) async fn mark(
     connection: &mut PgConnection,
     edge: &str,
-    hours: &BTreeMap<DateTime<Utc>, DateTime<Utc>>,
+    hours: &BTreeMap<DateTime<Utc>, Came>,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO usage_dirty_hours (hour, ended_from)
-         SELECT hour, least(ended_from, (SELECT complete_to FROM edges WHERE name = $3))
-         FROM unnest($1::timestamptz[], $2::timestamptz[]) AS came (hour, ended_from)",
+        "INSERT INTO usage_dirty_hours (hour, ended_from, began_from)
+         SELECT hour, least(ended_from, edge.complete_to), least(began_from, edge.settled_to)
+         FROM unnest($1::timestamptz[], $2::timestamptz[], $3::timestamptz[]) AS came (hour, ended_from, began_from)
+         LEFT JOIN edges edge ON edge.name = $4",
     )
     .bind(hours.keys().copied().collect::<Vec<_>>())
-    .bind(hours.values().copied().collect::<Vec<_>>())
+    .bind(hours.values().map(|came| came.ended_from).collect::<Vec<_>>())
+    .bind(hours.values().map(|came| came.began_from).collect::<Vec<_>>())
     .bind(edge)
     .execute(connection)
     .await?;
@@ -148,9 +161,9 @@ pub(crate) async fn sum_log(
             "SELECT organization_id, model_id, price_version, date_trunc('hour', created_at, 'UTC') AS hour,
                  count(*) AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
                  sum(cached_tokens)::bigint AS cached_tokens, sum(completion_tokens)::bigint AS completion_tokens,
-                 sum(cost_usd) AS cost_usd
+                 sum(cost_usd) AS cost_usd, coalesce(region, '') AS region
              FROM inference_requests WHERE created_at >= $1 AND created_at < $2 AND model_id IS NOT NULL
-             GROUP BY 1, 2, 3, 4",
+             GROUP BY 1, 2, 3, 4, coalesce(region, '')",
         )
         .bind(hour)
         .bind(*hour + TimeDelta::hours(1))
@@ -187,10 +200,10 @@ pub(crate) async fn put_hours(connection: &mut PgConnection, sums: &[&HourSum]) 
     }
     sqlx::query(
         "INSERT INTO usage_hours (organization_id, model_id, price_version, hour, requests, prompt_tokens,
-             cached_tokens, completion_tokens, cost_usd)
+             cached_tokens, completion_tokens, cost_usd, region)
          SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[], $5::bigint[], $6::bigint[],
-             $7::bigint[], $8::bigint[], $9::numeric[])
-         ON CONFLICT (hour, organization_id, model_id, price_version) DO UPDATE SET requests = excluded.requests,
+             $7::bigint[], $8::bigint[], $9::numeric[], $10::text[])
+         ON CONFLICT (organization_id, hour, model_id, price_version, region) DO UPDATE SET requests = excluded.requests,
              prompt_tokens = excluded.prompt_tokens, cached_tokens = excluded.cached_tokens,
              completion_tokens = excluded.completion_tokens, cost_usd = excluded.cost_usd",
     )
@@ -203,6 +216,7 @@ pub(crate) async fn put_hours(connection: &mut PgConnection, sums: &[&HourSum]) 
     .bind(column!(s => s.cached_tokens))
     .bind(column!(s => s.completion_tokens))
     .bind(column!(s => s.cost_usd))
+    .bind(column!(s => s.region.as_str()))
     .execute(connection)
     .await?;
     Ok(())
@@ -211,21 +225,23 @@ pub(crate) async fn put_hours(connection: &mut PgConnection, sums: &[&HourSum]) 
 /// Removes sums of hours.
 pub(crate) async fn drop_hours(connection: &mut PgConnection, sums: &[&HourSum]) -> Result<(), StoreError> {
     sqlx::query(
-        "DELETE FROM usage_hours USING unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[])
-             AS gone (organization_id, model_id, price_version, hour)
+        "DELETE FROM usage_hours USING unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[])
+             AS gone (organization_id, model_id, price_version, hour, region)
          WHERE usage_hours.organization_id = gone.organization_id AND usage_hours.model_id = gone.model_id
-             AND usage_hours.price_version = gone.price_version AND usage_hours.hour = gone.hour",
+             AND usage_hours.price_version = gone.price_version AND usage_hours.hour = gone.hour
+             AND usage_hours.region = gone.region",
     )
     .bind(sums.iter().map(|s| s.organization_id).collect::<Vec<_>>())
     .bind(sums.iter().map(|s| s.model_id.as_str()).collect::<Vec<_>>())
     .bind(sums.iter().map(|s| s.price_version).collect::<Vec<_>>())
     .bind(sums.iter().map(|s| s.hour).collect::<Vec<_>>())
+    .bind(sums.iter().map(|s| s.region.as_str()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Brings the daily books in line with the hours of these days. What `usage_records` and `usage_adjustments` say of a day
+/// Brings the daily books in line with the hours of these days, those of regions too. What `usage_records` and `usage_adjustments` say of a day
 /// is together what its hours add up to: of a day that an invoice holds, the difference becomes an adjustment; any other
 /// is set, and takes back what was set aside for no invoice yet. Gives the organizations for which something changed.
 pub(crate) async fn carry_over(connection: &mut PgConnection, days: &Days) -> Result<BTreeSet<Uuid>, StoreError> {
@@ -240,6 +256,9 @@ pub(crate) async fn carry_over(connection: &mut PgConnection, days: &Days) -> Re
             sqlx::query_scalar(sql).bind(&organizations).bind(&models).bind(&dates).fetch_all(&mut *connection).await?;
         changed.extend(touched);
     }
+    let touched: Vec<Uuid> =
+        sqlx::query_scalar(SET_REGIONS).bind(&organizations).bind(&dates).fetch_all(connection).await?;
+    changed.extend(touched);
     Ok(changed)
 }
 
@@ -294,4 +313,21 @@ ON CONFLICT (organization_id, model_id, date) DO UPDATE SET requests = excluded.
     total_tokens = excluded.total_tokens, cost_usd = excluded.cost_usd, updated_at = now()
 WHERE (usage_records.requests, usage_records.prompt_tokens, usage_records.completion_tokens, usage_records.cost_usd)
     <> (excluded.requests, excluded.prompt_tokens, excluded.completion_tokens, excluded.cost_usd)
+RETURNING organization_id";
+
+/// A region of which no hour is left has nothing.
+const SET_REGIONS: &str = "
+INSERT INTO usage_region_days (organization_id, date, region, requests, cost_usd)
+SELECT d.organization_id, d.date, s.region, sum(s.requests), sum(s.cost_usd)
+FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::date[]) AS days (organization_id, date)) AS d
+CROSS JOIN LATERAL (
+    SELECT region, requests, cost_usd FROM usage_hours
+    WHERE organization_id = d.organization_id AND hour >= d.date::timestamp AT TIME ZONE 'UTC'
+        AND hour < (d.date + 1)::timestamp AT TIME ZONE 'UTC'
+    UNION ALL SELECT region, 0, 0 FROM usage_region_days
+    WHERE organization_id = d.organization_id AND date = d.date
+) AS s
+GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+ON CONFLICT (organization_id, date, region) DO UPDATE SET requests = excluded.requests, cost_usd = excluded.cost_usd
+WHERE (usage_region_days.requests, usage_region_days.cost_usd) <> (excluded.requests, excluded.cost_usd)
 RETURNING organization_id";

@@ -281,14 +281,15 @@ async fn the_books_of_an_edge_are_complete_as_far_as_it_says_once_its_usage_is_s
     assert_eq!(books().await.0, first);
 
     // It says how far it has come: at once without events, with events once they are stored.
-    let said = Watermark { ended_to_ms: ms(first) + 40, began_to_ms: ms(first) - 3_600_000 };
+    let said = Watermark { ended_to_ms: ms(first) + 40, began_to_ms: ms(first) - 3_600_000, ..Watermark::default() };
     meter.say(1, 1, said).await;
     let (complete, began, _) =
         eventually("the books go on", || async { Some(books().await).filter(|b| b.0 > first) }).await;
     assert_eq!((complete, began), (time(said.ended_to_ms), Some(time(said.began_to_ms))));
     let mut locking = plane.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE inference_requests IN EXCLUSIVE MODE").execute(&mut *locking).await.unwrap();
-    let further = Watermark { ended_to_ms: said.ended_to_ms + 7, began_to_ms: said.began_to_ms - 5 };
+    let further =
+        Watermark { ended_to_ms: said.ended_to_ms + 7, began_to_ms: said.began_to_ms - 5, ..Watermark::default() };
     meter.send_with(1, 1, &[hour_old()], further).await;
     let stamped = books().await.2;
     eventually("another stamp", || async { Some(books().await.2).filter(|at| *at > stamped) }).await;
@@ -302,7 +303,7 @@ async fn the_books_of_an_edge_are_complete_as_far_as_it_says_once_its_usage_is_s
     })
     .await;
     // Nor is a mark believed that lies ahead of time.
-    meter.say(1, 2, Watermark { ended_to_ms: u64::MAX / 4_000_000, began_to_ms: 0 }).await;
+    meter.say(1, 2, Watermark { ended_to_ms: u64::MAX / 4_000_000, began_to_ms: 0, ..Watermark::default() }).await;
     let (complete, _, seen) =
         eventually("the mark", || async { Some(books().await).filter(|b| b.0 > time(further.ended_to_ms)) }).await;
     assert!(complete <= seen, "{complete} {seen}");

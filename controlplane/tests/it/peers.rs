@@ -53,6 +53,10 @@ impl Edge {
         Self::come_back(plane, name, Held { routing, at: Position::default() }).await
     }
 
+    pub(crate) async fn connect_in(region: &str, plane: &Plane, name: &str, routing: Routing) -> Self {
+        Self::come_back_in(plane, name, region, Held { routing, at: Position::default() }).await
+    }
+
     pub(crate) async fn come_back(plane: &Plane, name: &str, held: Held) -> Self {
         Self::come_back_in(plane, name, "eu", held).await
     }

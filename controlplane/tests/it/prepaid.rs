@@ -8,7 +8,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::migrate::Migrator;
 use std::path::Path;
-use turnpike_config::{OrgId, Routing, UsageEvent};
+use turnpike_config::push::PushReply;
+use turnpike_config::wire::Watermark;
+use turnpike_config::{OrgId, Prepaid, Routing, UsageEvent, Usd};
 use turnpike_parts::postgres::Postgres;
 
 fn spending(tenant: &Tenant, at: DateTime<Utc>, cost: &str) -> UsageEvent {
@@ -254,4 +256,106 @@ async fn balances_and_prices_from_before_the_ledger_are_kept() {
     assert_eq!(prices, expected.map(|(m, i, o)| (m.to_owned(), i.to_owned(), o.to_owned())));
     let mut edge = Edge::connect(&plane, "e1", Routing::default()).await;
     edge.until("the prices", |routing| routing.models.get("m").is_some_and(|model| model.prices.len() == 1)).await;
+}
+
+fn prepaid(edge: &Edge, tenant: &Tenant) -> Option<Prepaid> {
+    edge.routing.orgs.get(&OrgId(tenant.organization.parse().unwrap()))?.prepaid.clone()
+}
+
+/// What a region may have spent in all, as an edge was told.
+fn cap(edge: &Edge, tenant: &Tenant, region: &str) -> Option<Usd> {
+    prepaid(edge, tenant)?.regions.get(region).map(|share| share.cap)
+}
+
+#[tokio::test]
+async fn a_part_of_the_money_moves_to_another_region_once_nobody_there_can_spend_it_any_more() {
+    let mut plane = Plane::start().await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let usd = |text: &str| -> Option<Usd> { Some(text.parse().unwrap()) };
+    let there = |cost: &str| UsageEvent { region: "us".to_owned(), ..spending(&tenant, Utc::now(), cost) };
+    let mut eu = Edge::connect(&plane, "e1", Routing::default()).await;
+    let mut us = Edge::connect_in("us", &plane, "u1", Routing::default()).await;
+    for edge in [&mut eu, &mut us] {
+        edge.next().await;
+    }
+    top_up(&plane, &tenant, "10", "first").await;
+    let organization = OrgId(tenant.organization.parse().unwrap());
+    let told = |routing: &Routing| routing.orgs.get(&organization).and_then(|org| org.prepaid.clone());
+    for edge in [&mut eu, &mut us] {
+        edge.until("the money", |routing| told(routing).is_some()).await;
+        assert_eq!(["eu", "us", "asia"].map(|region| cap(edge, &tenant, region)), [usd("5"), usd("5"), None]);
+    }
+
+    // One region spends most of its part: the other is told to keep a quarter of its own, and does not answer yet.
+    let mut meter = Meter::connect(&plane, "u1").await;
+    meter.ship(1, 0, &[there("1.25"), there("3.5")]).await;
+    let quarter = |routing: &Routing| {
+        told(routing).is_some_and(|it| it.regions.get("eu").map(|share| share.cap) == "1.25".parse().ok())
+    };
+    us.until("the smaller part of the other", quarter).await;
+    while !quarter(&eu.routing) {
+        if eu.routing.version > 0 && cap(&eu, &tenant, "eu") == usd("5") {
+            eu.take().await;
+        }
+        if !quarter(&eu.routing) {
+            eu.reply(PushReply::Ack(eu.follower.held())).await;
+        }
+    }
+    assert_eq!(prepaid(&us, &tenant).unwrap().regions["us"].spent, "4.75".parse().unwrap());
+    type Share = (String, String, Option<i64>, Option<DateTime<Utc>>);
+    let share = async |plane: &Plane| -> Share {
+        let sql = "SELECT trim_scale(cap)::text, trim_scale(bound)::text, lowered_version, acked_at FROM prepaid_shares
+            WHERE region = 'eu'";
+        sqlx::query_as(sql).fetch_one(&plane.pool).await.unwrap()
+    };
+    let waits = share(&plane).await;
+    assert_eq!((waits.0.as_str(), waits.1.as_str(), waits.3), ("1.25", "5", None));
+    // A control plane that starts anew knows what it waits for.
+    let (holds_eu, holds_us) = (Routing::default(), us.held());
+    drop((eu, us, meter));
+    plane.restart().await;
+    let mut us = Edge::come_back_in(&plane, "u1", "us", holds_us).await;
+    Meter::connect(&plane, "u1").await.ship(1, 2, &[there("0.25")]).await;
+    us.until("what was spent", |routing| told(routing).is_some_and(|it| it.left == "5".parse().unwrap())).await;
+    assert_eq!((share(&plane).await, cap(&us, &tenant, "us")), (waits.clone(), usd("5")), "one edge may not know");
+
+    let mut eu = Edge::connect(&plane, "e1", holds_eu).await;
+    eu.until("the smaller part", quarter).await;
+    let acked_at = eventually("all edges know", || async { share(&plane).await.3 }).await;
+    // The books have all that began until a moment before the last lease ended: that is not enough.
+    let mut meter = Meter::connect(&plane, "e1").await;
+    let mark = |at: DateTime<Utc>| {
+        let ms = u64::try_from(at.timestamp_millis()).unwrap();
+        Watermark { ended_to_ms: ms, began_to_ms: ms, settled_to_ms: ms }
+    };
+    let settled = acked_at + chrono::Duration::seconds(7);
+    meter.say(1, 0, mark(settled - chrono::Duration::milliseconds(10))).await;
+    eventually("time goes on", || async { (Utc::now() > settled + chrono::Duration::seconds(2)).then_some(()) }).await;
+    assert_eq!((share(&plane).await.1.as_str(), cap(&us, &tenant, "us")), ("5", usd("5")));
+    meter.say(1, 0, mark(settled + chrono::Duration::milliseconds(1))).await;
+    us.until("the money", |routing| told(routing).is_some_and(|it| it.regions["us"].cap > "5".parse().unwrap())).await;
+    assert_eq!(["eu", "us"].map(|region| cap(&us, &tenant, region)), [usd("1.25"), usd("8.75")], "all of it, once");
+}
+
+#[tokio::test]
+async fn what_regions_use_is_summed_by_region_when_it_comes_late_too() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant("acme").await;
+    plane.model("m").await;
+    let yesterday = Utc::now() - Days::new(1);
+    let event = |region: &str, at, cost| UsageEvent { region: region.to_owned(), ..spending(&tenant, at, cost) };
+    let mut meter = Meter::connect(&plane, "e1").await;
+    let events = [event("eu", yesterday, "1"), event("us", yesterday, "2"), event("eu", Utc::now(), "4")];
+    meter.ship(1, 0, &events).await;
+    let sums = async || -> String {
+        plane.get("/usage").await;
+        let sql =
+            "SELECT string_agg(format('%s:%s:%s', region, requests, trim_scale(cost_usd)), ' ' ORDER BY date, region)
+            FROM usage_region_days";
+        sqlx::query_scalar(sql).fetch_one(&plane.pool).await.unwrap()
+    };
+    assert_eq!(sums().await, "eu:1:1 us:1:2 eu:1:4");
+    meter.ship(1, 3, &[event("us", yesterday, "8"), event("us", yesterday, "0")]).await;
+    assert_eq!(sums().await, "eu:1:1 us:3:10 eu:1:4");
 }

@@ -135,6 +135,9 @@ fn lasting(org: &OrgRecord) -> OrgRecord {
         budget.spent = turnpike_config::Usd::ZERO;
         budget.as_of_ms = 0;
     }
+    if let Some(prepaid) = &mut org.prepaid {
+        *prepaid = turnpike_config::Prepaid::default();
+    }
     org
 }
 

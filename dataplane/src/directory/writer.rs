@@ -142,7 +142,7 @@ mod tests {
         let mut model = routing.models["m"].clone();
         let named = |name: &&str| VersionRecord { version: (*name).to_owned(), is_default: false, active: true };
         model.versions = versions.iter().map(named).collect();
-        let mut node = routing.nodes.into_values().next().unwrap();
+        let mut node = routing.nodes.values().next().unwrap().clone();
         server.clone_into(&mut node.name);
         Listing { model, servers: vec![node] }
     }

@@ -48,10 +48,12 @@ end
 local fresh = b.generation ~= generation
 if fresh then
   held = {}
-  b = { at = born, heard = born, age = 0, debt = capacity, credited = 0, closed = never and 1 or 0 }
+  b = { at = born, heard = born, age = 0, debt = capacity, credited = 0, closed = never and 1 or 0,
+    gone_since = born }
 end
 local at, heard, age = tonumber(b.at), tonumber(b.heard), tonumber(b.age)
 local debt, credited, closed = tonumber(b.debt), tonumber(b.credited), tonumber(b.closed) == 1
+local gone, gone_since = tonumber(b.gone or 0), tonumber(b.gone_since or now)
 local function out()
   local sum = 0
   for _, h in pairs(held) do sum = sum + h[1] end
@@ -65,7 +67,7 @@ heard = now
 if at > now + BACKWARD then at = now else at = math.max(at, seen) end
 age = age + elapsed
 for name, h in pairs(held) do
-  if h[2] <= age then held[name] = nil end
+  if h[2] <= age then held[name], gone = nil, gone + h[1] end
 end
 local before = debt
 if on_release then debt = out()
@@ -84,12 +86,16 @@ else
   debt = debt + math.min(spent, math.max(0, credited - heard_credited))
 end
 debt = debt - back
+gone = gone + math.max(0, known - back - outstanding)
 held[edge] = outstanding > 0 and { outstanding, age + life } or nil
 if closed and floor_as_of >= born + CLOCKS_DIFFER then
   closed, debt = false, out()
 end
 if never then debt = math.max(debt, floor, closed and capacity or 0) end
 if on_release then debt = out() end
+if never and not closed and floor_as_of >= gone_since + CLOCKS_DIFFER then
+  debt, gone, gone_since = math.min(debt, floor + gone + out()), 0, now
+end
 
 -- And is granted what there is.
 local left = math.max(0, math.floor(capacity - debt + EPSILON))
@@ -99,7 +105,8 @@ debt = debt + granted
 if outstanding + granted > 0 then held[edge] = { outstanding + granted, age + life } end
 
 local write = { 'generation', generation, 'at', whole(at), 'heard', whole(heard), 'age', whole(age),
-  'debt', exact(debt), 'credited', exact(credited), 'closed', closed and '1' or '0' }
+  'debt', exact(debt), 'credited', exact(credited), 'closed', closed and '1' or '0',
+  'gone', exact(gone), 'gone_since', whole(gone_since) }
 for name, h in pairs(held) do
   write[#write + 1] = 'e:' .. name
   write[#write + 1] = exact(h[1]) .. ' ' .. whole(h[2])

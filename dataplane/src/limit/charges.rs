@@ -82,7 +82,8 @@ impl Within<'_> {
             return Err(Refused::TooLarge { subject: subject(limit), allowed, wanted: need.least_tokens });
         }
         let tokens = self.tokens().map(|limit| (Arc::clone(limit), need.tokens));
-        let spend = self.organization.budget.iter().map(|budget| (Arc::clone(budget), need.spend));
+        let money = [&self.organization.budget, &self.organization.prepaid].into_iter().flatten();
+        let spend = money.map(|budget| (Arc::clone(budget), need.spend));
         Ok(tokens.chain(spend).filter(|(_, units)| *units > 0).collect())
     }
 }
@@ -188,7 +189,7 @@ fn subject(limit: &Limit) -> String {
 const COUNTED_IN_MS: u64 = 5_000;
 
 fn refuse(limit: &Limit, units: u64, denied: Denied) -> Refused {
-    if limit.share.kind() == Kind::Spend && limit.floor().units + units as f64 <= limit.share.limit() as f64 {
+    if limit.share.kind() == Kind::Spend && !limit.is_beyond(units) {
         return Refused::Unsure { subject: subject(limit), retry_after_ms: COUNTED_IN_MS };
     }
     Refused::Over {

@@ -27,6 +27,8 @@ const BACKWARD_US: i64 = 1_000_000;
 pub(crate) struct Sentinel {
     run: String,
     born: ServerTime,
+    /// What was spent since is in the buckets; before, only the books know.
+    counts_from: ServerTime,
     vouched_from: ServerTime,
     vouched_to: ServerTime,
 }
@@ -52,6 +54,9 @@ struct Bucket {
     held: BTreeMap<String, Held>,
     /// Money: how much was spent before the data began is not known yet, so nothing is granted.
     closed: bool,
+    /// What nobody holds any more since then: spent, or lost with a lease that ran out.
+    gone: f64,
+    gone_since: ServerTime,
 }
 
 /// All buckets of one server.
@@ -69,13 +74,14 @@ impl Ledger {
         let from = sentinel.join(ask.vouch, seen);
         let generation = format!("{}:{}", sentinel.run, sentinel.born);
 
-        let born = sentinel.born;
+        let (born, counts_from) = (sentinel.born, sentinel.counts_from);
         let bucket = self.buckets.entry(key.to_owned()).or_insert_with(|| Bucket::empty(&generation, born, ask.terms));
         if bucket.generation != generation {
             *bucket = Bucket::empty(&generation, born, ask.terms);
         }
         bucket.pass_time(ask.terms.refill, seen, from, now);
-        bucket.settle(edge, ask, born);
+        bucket.settle(edge, ask, counts_from);
+        bucket.correct(ask, now);
         let learning = ask.terms.refill == Refill::OnRelease && now - born < RELEASE_LEARNING_US;
         let granted = if learning { 0 } else { bucket.left(ask.terms.capacity).min(ask.want) };
         bucket.lend(edge, ask, granted);
@@ -88,10 +94,12 @@ impl Ledger {
         }
     }
 
-    /// Buckets of a data set that is long in use: what is not known in it is full. For one edge on its own.
+    /// Buckets of a data set that is long in use: what is not known in it is full. For one edge on its own, of whose
+    /// spending in an earlier life the books alone know, by this same clock.
     pub(crate) fn settled(now: ServerTime) -> Self {
         let born = now - 60 * LONG_SPAN_US;
-        let sentinel = Sentinel { run: String::new(), born, vouched_from: born, vouched_to: now };
+        let counts_from = now - CLOCKS_DIFFER_US;
+        let sentinel = Sentinel { run: String::new(), born, counts_from, vouched_from: born, vouched_to: now };
         Self { sentinel: Some(sentinel), buckets: BTreeMap::new() }
     }
 
@@ -106,6 +114,7 @@ impl Ledger {
         self.sentinel.insert(kept.unwrap_or_else(|| Sentinel {
             run: run.to_owned(),
             born: now,
+            counts_from: now,
             vouched_from: now,
             vouched_to: now,
         }))
@@ -156,6 +165,8 @@ impl Bucket {
             credited: 0.0,
             held: BTreeMap::new(),
             closed: terms.refill == Refill::Never,
+            gone: 0.0,
+            gone_since: born,
         }
     }
 
@@ -170,8 +181,10 @@ impl Bucket {
         self.at = if set_back { now } else { self.at.max(seen) };
         self.age_us += elapsed;
         let age = self.age_us;
+        let out_before = self.out();
         self.held.retain(|_, held| held.until_us > age);
         let out = self.out();
+        self.gone += out_before - out;
         let before = self.debt;
         self.debt = match refill {
             // Rounding to µs: a count of i64 microseconds fits a double exactly for centuries.
@@ -184,7 +197,7 @@ impl Bucket {
     }
 
     /// Takes in what the edge gives back, still holds, and has spent on its own.
-    fn settle(&mut self, edge: &str, ask: &Ask, born: ServerTime) {
+    fn settle(&mut self, edge: &str, ask: &Ask, counts_from: ServerTime) {
         let known = self.held.get(edge).map_or(0.0, |held| held.units);
         let on_release = ask.terms.refill == Refill::OnRelease;
         let same = ask.generation == self.generation;
@@ -200,8 +213,9 @@ impl Bucket {
             self.debt += units(ask.spent).min((self.credited - ask.credited).max(0.0));
         }
         self.debt -= back;
+        self.gone += (known - back - outstanding).max(0.0);
         self.hold(edge, outstanding, ask.life_us);
-        if self.closed && ask.floor.complete_to >= born + CLOCKS_DIFFER_US {
+        if self.closed && ask.floor.complete_to >= counts_from + CLOCKS_DIFFER_US {
             self.closed = false;
             self.debt = self.out();
         }
@@ -210,6 +224,16 @@ impl Bucket {
             Refill::Never => self.debt = self.debt.max(ask.floor.units),
             Refill::OnRelease => self.debt = self.out(),
             Refill::PerSecond(_) => {}
+        }
+    }
+
+    /// Money that was lent and neither spent nor given back comes back by the books. Once they have all that had been spent
+    /// at a moment, no more can have been spent than they say, and what is held or gone since.
+    fn correct(&mut self, ask: &Ask, now: ServerTime) {
+        let is_known = ask.floor.complete_to >= self.gone_since + CLOCKS_DIFFER_US;
+        if ask.terms.refill == Refill::Never && !self.closed && is_known {
+            self.debt = self.debt.min(ask.floor.units + self.gone + self.out());
+            (self.gone, self.gone_since) = (0.0, now);
         }
     }
 
@@ -241,4 +265,61 @@ impl Bucket {
 #[expect(clippy::cast_precision_loss, reason = "units are far below 2^53")]
 fn units(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::ask::Floor;
+
+    #[test]
+    fn an_edge_on_its_own_forgets_no_money_that_it_spent_in_an_earlier_life() {
+        const START: ServerTime = 1_700_000_000_000_000;
+        let mut ledger = Ledger::settled(START);
+        let mut ask = |spent: f64, complete_to| {
+            let ask = Ask {
+                terms: Terms { capacity: 100.0, refill: Refill::Never },
+                want: 60,
+                give_back: 0,
+                outstanding: 0,
+                life_us: 2_000_000,
+                generation: String::new(),
+                spent: 0,
+                credited: 0.0,
+                floor: Floor { units: spent, complete_to },
+                vouch: Vouch { from: 0, not_after: START + 1 },
+            };
+            ledger.answer("budget", "e", &ask, START + 1, "").granted
+        };
+        assert_eq!(ask(10.0, START - 1), 0, "what it spent in its last second is not in the books");
+        assert_eq!(ask(70.0, START), 30);
+    }
+
+    #[test]
+    fn money_that_was_lost_with_a_lease_comes_back_once_the_books_have_what_was_spent() {
+        let (mut ledger, mut now) = (Ledger::default(), 1_700_000_000_000_000);
+        let mut ask = |edge: &str, want, floor: f64, after: i64| {
+            now += after;
+            let ask = Ask {
+                terms: Terms { capacity: 100.0, refill: Refill::Never },
+                want,
+                give_back: 0,
+                outstanding: 0,
+                life_us: 2_000_000,
+                generation: String::new(),
+                spent: 0,
+                credited: 0.0,
+                floor: Floor { units: floor, complete_to: now - 1_000 },
+                vouch: Vouch { from: 0, not_after: now },
+            };
+            ledger.answer("budget", edge, &ask, now, "run").granted
+        };
+        assert_eq!(ask("a", 90, 0.0, 0), 0, "it has just begun");
+        assert_eq!(ask("a", 90, 0.0, 5_002_000), 90);
+        assert_eq!(ask("b", 90, 0.0, 1_000_000), 10);
+        assert_eq!(ask("b", 90, 20.0, 3_000_000), 0, "who knows what became of it");
+        // Of 100 that were lent 30 were spent, and that is known by now.
+        assert_eq!(ask("b", 90, 30.0, 60_000_000), 0, "the next moment");
+        assert_eq!(ask("b", 90, 30.0, 6_000_000), 70);
+    }
 }

@@ -3,7 +3,15 @@
 //! Pure: time comes in, nothing goes out.
 
 use super::clock::{ServerClock, ServerTime, Track, Vouch};
-use super::share::Reach;
+
+/// How an edge stands to the region's buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// Since when they cannot be reached, nanoseconds of the edge's clock.
+    pub(crate) alone_since_ns: Option<u64>,
+    /// Edges that share the limit, at least 1.
+    pub(crate) edges: u32,
+}
 
 /// So many asks in a row that were not answered in time open the circuit.
 const SLOW_IN_A_ROW: u32 = 3;

@@ -2,8 +2,7 @@
 
 use super::clock::{ServerTime, Vouch};
 use super::memory::Memory;
-use super::reach::Region;
-use super::share::Reach;
+use super::reach::{Reach, Region};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

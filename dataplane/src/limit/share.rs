@@ -10,6 +10,7 @@
 use super::ask::{Ask, Floor, Grant, Refill, Terms};
 use super::clock::Vouch;
 use super::held::{Held, MOST, View};
+use super::reach::Reach;
 use crate::bucket::{Bucket, RetryAfter};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -114,10 +115,11 @@ struct Known {
 #[derive(Debug)]
 pub(crate) struct Share {
     kind: Kind,
-    /// Units per minute, at once, or in all.
-    limit: u64,
-    terms: Terms,
-    exact: bool,
+    /// Units per minute, at once, or in all. That of money is set anew while it is spent.
+    limit: AtomicU64,
+    /// Withheld of the burst.
+    margin: f64,
+    refill: Refill,
     held: Held,
     /// Nothing held may be spent from then on.
     expires_ns: AtomicU64,
@@ -155,13 +157,13 @@ const fn signed(n: u64) -> i64 {
     if n > MOST as u64 { MOST } else { n as i64 }
 }
 
-/// How an edge stands to the region's buckets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reach {
-    /// Since when they cannot be reached, nanoseconds of the edge's clock.
-    pub(crate) alone_since_ns: Option<u64>,
-    /// Edges that share the limit, at least 1.
-    pub(crate) edges: u32,
+/// Whether too little can be lent for a lease's time to be worth lending.
+fn is_exact(refill: Refill, limit: u64) -> bool {
+    let lends = match refill {
+        Refill::PerSecond(rate) => rate * LEASE_NS as f64 / SECOND,
+        Refill::OnRelease | Refill::Never => real(limit) / MOST_OF_BUCKET,
+    };
+    lends < LEAST_LEASE
 }
 
 impl Share {
@@ -173,20 +175,15 @@ impl Share {
             Kind::Concurrent => Refill::OnRelease,
             Kind::Spend => Refill::Never,
         };
-        let lends = match refill {
-            Refill::PerSecond(rate) => rate * LEASE_NS as f64 / SECOND,
-            Refill::OnRelease | Refill::Never => capacity / MOST_OF_BUCKET,
-        };
-        let exact = lends < LEAST_LEASE;
         let margin = match refill {
-            Refill::PerSecond(rate) if !exact => rate * MARGIN_S,
+            Refill::PerSecond(rate) if !is_exact(refill, limit) => rate * MARGIN_S,
             _ => 0.0,
         };
         Self {
             kind,
-            limit,
-            terms: Terms { capacity: capacity - margin, refill },
-            exact,
+            limit: AtomicU64::new(limit),
+            margin,
+            refill,
             held: Held::default(),
             expires_ns: AtomicU64::new(0),
             low: AtomicU64::new(0),
@@ -209,13 +206,28 @@ impl Share {
     }
 
     /// Units per minute, at once, or in all.
-    pub(crate) const fn limit(&self) -> u64 {
-        self.limit
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Acquire)
+    }
+
+    /// There is more money, or less. Requests that began by another routing see it at once, so that none asks for units by a
+    /// limit that does not hold any more: what is held already is spent within a lease's life or given back.
+    pub(crate) fn set_limit(&self, units: u64) {
+        self.limit.store(units, Ordering::Release);
+    }
+
+    fn terms(&self) -> Terms {
+        Terms { capacity: real(self.limit()) - self.margin, refill: self.refill }
+    }
+
+    /// Whether every request asks by itself.
+    fn is_exact(&self) -> bool {
+        is_exact(self.refill, self.limit())
     }
 
     /// Most units that can ever be had at once: the limit without what is withheld of its burst.
-    pub(crate) const fn most_at_once(&self) -> u64 {
-        whole(self.terms.capacity)
+    pub(crate) fn most_at_once(&self) -> u64 {
+        whole(self.terms().capacity)
     }
 
     /// Takes `units` or nothing.
@@ -256,7 +268,7 @@ impl Share {
         }
         let left = f64::from_bits(self.short_left.load(Ordering::Acquire));
         let missing = (deficit as f64 - left).max(0.0);
-        let wait_ns = match self.terms.refill {
+        let wait_ns = match self.refill {
             Refill::PerSecond(rate) => whole(missing / rate * SECOND),
             Refill::OnRelease => RELEASE_PACE_NS,
             // Somebody may give back, or the budget may be raised.
@@ -273,7 +285,7 @@ impl Share {
             // Nobody can say how much of the budget is left.
             Kind::Spend => Take::Denied { until_ns: now_ns.saturating_add(PACE_NS) },
             Kind::Concurrent => {
-                let part = self.limit / u64::from(edges.max(1));
+                let part = self.limit() / u64::from(edges.max(1));
                 let running = self.local_running.fetch_add(units, Ordering::AcqRel);
                 if running + units + u64::try_from(self.held.view().reserved).unwrap_or(0) <= part {
                     return local(units);
@@ -285,7 +297,7 @@ impl Share {
                 if self.local_since_ns.swap(since_ns, Ordering::AcqRel) != since_ns {
                     // No burst is withheld from a small limit, so it begins a little later instead: edges do not all
                     // notice at the same moment.
-                    self.local.empty_at(if self.exact { since_ns.saturating_add(GRACE_NS) } else { since_ns });
+                    self.local.empty_at(if self.is_exact() { since_ns.saturating_add(GRACE_NS) } else { since_ns });
                 }
                 match self.local.take(units, edges, now_ns) {
                     Ok(()) => {
@@ -341,7 +353,7 @@ impl Share {
         if now_ns >= self.expires_ns.load(Ordering::Acquire) {
             self.held.let_go(self.kind == Kind::Concurrent);
         }
-        let ahead = if self.exact { 0 } else { self.ahead(&known) };
+        let ahead = if self.is_exact() { 0 } else { self.ahead(&known) };
         let view = self.held.view();
         let missing = signed(waiting.max(ahead)) - view.free;
         Some(self.message(&mut known, u64::try_from(missing).unwrap_or(0), 0, floor, vouch))
@@ -349,7 +361,7 @@ impl Share {
 
     /// Units to borrow beyond those that are waited for.
     fn ahead(&self, known: &Known) -> u64 {
-        let most = (self.terms.capacity / MOST_OF_BUCKET).max(1.0);
+        let most = (self.terms().capacity / MOST_OF_BUCKET).max(1.0);
         whole((known.demand_per_s * AHEAD_S).max(LEAST_LEASE).min(most).min(real(MOST as u64 / 4)))
     }
 
@@ -383,7 +395,7 @@ impl Share {
     fn message(&self, known: &mut Known, want: u64, give_back: u64, floor: Floor, vouch: Vouch) -> Ask {
         let view = self.held.view();
         Ask {
-            terms: self.terms,
+            terms: self.terms(),
             want,
             give_back,
             outstanding: u64::try_from(view.free.max(0) + view.reserved).unwrap_or(0),
@@ -396,10 +408,10 @@ impl Share {
         }
     }
 
-    const fn life_ns(&self) -> u64 {
+    fn life_ns(&self) -> u64 {
         match self.kind {
             Kind::Concurrent => RUNNING_NS,
-            Kind::Requests if self.exact => EXACT_NS,
+            Kind::Requests if self.is_exact() => EXACT_NS,
             _ => LEASE_NS,
         }
     }
@@ -422,10 +434,10 @@ impl Share {
         let short = grant.granted < ask.want;
         if short {
             self.short_left.store(grant.left.to_bits(), Ordering::Release);
-            self.pace_ns.store(if self.exact { 0 } else { now_ns.saturating_add(PACE_NS) }, Ordering::Release);
+            self.pace_ns.store(if self.is_exact() { 0 } else { now_ns.saturating_add(PACE_NS) }, Ordering::Release);
         }
         self.short_ns.store(if short { sent_ns.max(1) } else { 0 }, Ordering::Release);
-        let low = if self.exact { 0 } else { whole(known.demand_per_s * AHEAD_S / 4.0) };
+        let low = if self.is_exact() { 0 } else { whole(known.demand_per_s * AHEAD_S / 4.0) };
         self.low.store(if short { 0 } else { low }, Ordering::Relaxed);
     }
 
@@ -448,18 +460,18 @@ impl Share {
     pub(crate) fn remaining(&self, now_ns: u64) -> u64 {
         let left = f64::from_bits(self.left.load(Ordering::Acquire));
         let since = now_ns.saturating_sub(self.left_ns.load(Ordering::Acquire));
-        let refilled = match self.terms.refill {
+        let refilled = match self.refill {
             Refill::PerSecond(rate) => real(since) / SECOND * rate,
             Refill::OnRelease | Refill::Never => 0.0,
         };
         let held = u64::try_from(self.held.view().free).unwrap_or(0);
-        whole((left + refilled + real(held)).clamp(0.0, real(self.limit)))
+        whole((left + refilled + real(held)).clamp(0.0, real(self.limit())))
     }
 
     /// Seconds until the limit is as fresh as if nothing had been used.
     pub(crate) fn full_in_s(&self, now_ns: u64) -> f64 {
-        match self.terms.refill {
-            Refill::PerSecond(rate) => real(self.limit - self.remaining(now_ns)) / rate,
+        match self.refill {
+            Refill::PerSecond(rate) => real(self.limit().saturating_sub(self.remaining(now_ns))) / rate,
             Refill::OnRelease | Refill::Never => 0.0,
         }
     }

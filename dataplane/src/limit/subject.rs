@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::Notify;
-use turnpike_config::{Budget, KeyId, ModelLimits, OrgId, RateLimits};
+use turnpike_config::{Budget, KeyId, ModelLimits, OrgId, Prepaid, RateLimits, Usd};
 
 /// Whose limit it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub(crate) struct Limit {
     pub(super) active: AtomicBool,
     floor_units: AtomicU64,
     floor_complete_to: AtomicI64,
+    /// Money that other regions have: it may come here.
+    elsewhere: AtomicU64,
 }
 
 /// Tells the shares of this process from those of the one before it.
@@ -87,7 +89,14 @@ impl Limit {
             active: AtomicBool::new(false),
             floor_units: AtomicU64::new(0),
             floor_complete_to: AtomicI64::new(0),
+            elsewhere: AtomicU64::new(0),
         }
+    }
+
+    /// Whether so many units are more than there is, here and elsewhere, as far as is known.
+    pub(crate) fn is_beyond(&self, units: u64) -> bool {
+        let most = self.share.limit().saturating_add(self.elsewhere.load(Ordering::Acquire));
+        self.floor().units + units as f64 > most as f64
     }
 
     /// What is known to be used up from elsewhere.
@@ -98,9 +107,12 @@ impl Limit {
         }
     }
 
-    fn set_floor(&self, floor: Floor) {
-        self.floor_units.store(floor.units.to_bits(), Ordering::Release);
-        self.floor_complete_to.store(floor.complete_to, Ordering::Release);
+    fn set_floor(&self, spent: Usd, as_of_ms: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "millionths of dollars below 2^53")]
+        let units = micros(spent.pico) as f64;
+        self.floor_units.store(units.to_bits(), Ordering::Release);
+        let complete_to = i64::try_from(as_of_ms.saturating_mul(1_000)).unwrap_or(i64::MAX);
+        self.floor_complete_to.store(complete_to, Ordering::Release);
     }
 }
 
@@ -118,6 +130,8 @@ pub(crate) struct Limits {
     pub(crate) own: Rates,
     within: HashMap<String, Rates>,
     pub(crate) budget: Option<Arc<Limit>>,
+    /// The region's part of money paid ahead.
+    pub(crate) prepaid: Option<Arc<Limit>>,
 }
 
 impl Limits {
@@ -131,6 +145,7 @@ impl Limits {
             own: Rates::compile(owner, None, own, previous.map(|previous| &previous.own)),
             within: within.collect(),
             budget: None,
+            prepaid: None,
         }
     }
 
@@ -140,11 +155,7 @@ impl Limits {
             let before = previous.and_then(|previous| previous.budget.as_ref());
             let limit =
                 keep_or(before, owner, None, Kind::Spend, micros(budget.monthly.pico), &budget.month.to_string());
-            limit.set_floor(Floor {
-                #[expect(clippy::cast_precision_loss, reason = "millionths of dollars below 2^53")]
-                units: micros(budget.spent.pico) as f64,
-                complete_to: i64::try_from(budget.as_of_ms.saturating_mul(1_000)).unwrap_or(i64::MAX),
-            });
+            limit.set_floor(budget.spent, budget.as_of_ms);
             limit
         });
         self
@@ -154,7 +165,32 @@ impl Limits {
     pub(crate) fn is_settled(&self) -> bool {
         let rates = std::iter::once(&self.own).chain(self.within.values());
         let limits = rates.flat_map(|rates| [&rates.requests, &rates.tokens, &rates.concurrent]);
-        limits.chain([&self.budget]).flatten().all(|limit| Arc::strong_count(limit) == 1)
+        limits.chain([&self.budget, &self.prepaid]).flatten().all(|limit| Arc::strong_count(limit) == 1)
+    }
+
+    /// With what `region` may spend of an organization's money paid ahead: nothing, if it is not known to have a part.
+    pub(crate) fn with_prepaid(
+        mut self,
+        owner: Owner,
+        prepaid: Option<&Prepaid>,
+        region: Option<&str>,
+        previous: Option<&Self>,
+    ) -> Self {
+        self.prepaid = prepaid.map(|prepaid| {
+            let before = previous.and_then(|previous| previous.prepaid.as_ref());
+            let share = region.and_then(|region| prepaid.regions.get(region)).copied().unwrap_or_default();
+            let limit = keep_or(before, owner, None, Kind::Spend, whole_micros(share.cap.pico), PREPAID);
+            limit.set_floor(share.spent, share.as_of_ms);
+            let here = share.cap.pico.saturating_sub(share.spent.pico).max(0);
+            limit.elsewhere.store(whole_micros(prepaid.left.pico.saturating_sub(here)), Ordering::Release);
+            limit
+        });
+        self
+    }
+
+    /// Whether it matters what an answer costs.
+    pub(crate) const fn counts_money(&self) -> bool {
+        self.budget.is_some() || self.prepaid.is_some()
     }
 
     /// Limits within a model.
@@ -168,7 +204,13 @@ pub(crate) fn micros(pico: i128) -> u64 {
     u64::try_from(pico.max(0).unsigned_abs().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
+/// And downwards: of what may be spent, so that all parts together are no more than the whole.
+fn whole_micros(pico: i128) -> u64 {
+    u64::try_from(pico.max(0) / 1_000_000).unwrap_or(u64::MAX)
+}
+
 const MINUTE: &str = "60s";
+const PREPAID: &str = "prepaid";
 
 impl Rates {
     fn compile(owner: Owner, model: Option<&str>, limits: RateLimits, previous: Option<&Self>) -> Self {
@@ -192,15 +234,19 @@ fn keep_or(
     units: u64,
     period: &str,
 ) -> Arc<Limit> {
-    let new = || Arc::new(Limit::new(owner, model, kind, units, period));
-    let same_period = |limit: &&Arc<Limit>| kind != Kind::Spend || limit.key.ends_with(period);
-    before.filter(|limit| limit.share.limit() == units).filter(same_period).map_or_else(new, Arc::clone)
+    let kept = before.filter(|limit| match kind {
+        Kind::Spend => limit.key.ends_with(period),
+        _ => limit.share.limit() == units,
+    });
+    let Some(kept) = kept else { return Arc::new(Limit::new(owner, model, kind, units, period)) };
+    kept.share.set_limit(units);
+    Arc::clone(kept)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use turnpike_config::Usd;
+    use turnpike_config::RegionShare;
     use uuid::Uuid;
 
     fn limits(per_minute: u32) -> RateLimits {
@@ -240,5 +286,35 @@ mod tests {
         assert_eq!((limit.share.limit(), limit.floor()), (12_500_000, Floor { units: 1.0, complete_to: 5_000 }));
         let next = Limits::default().with_budget(owner, Some(&budget(202_602)), Some(&first));
         assert!(next.budget.as_ref().unwrap().key.ends_with(":202602"));
+    }
+
+    #[test]
+    fn money_paid_ahead_is_what_the_own_region_has_of_it_and_is_set_anew_for_requests_that_run() {
+        let owner = Owner::Organization(OrgId(Uuid::from_u128(7)));
+        let usd = |pico| Usd { pico };
+        let told = |cap| Prepaid {
+            regions: [("eu".to_owned(), RegionShare { cap: usd(cap), spent: usd(1_000_001), as_of_ms: 5 })].into(),
+            left: usd(9_000_000),
+        };
+        let compile = |prepaid: &Prepaid, region, before: Option<&Limits>| {
+            Limits::default().with_prepaid(owner, Some(prepaid), region, before)
+        };
+        let first = compile(&told(5_999_999), Some("eu"), None);
+        let limit = first.prepaid.clone().unwrap();
+        assert_eq!(limit.key, "budget:{org:00000000-0000-0000-0000-000000000007}:prepaid");
+        assert_eq!(
+            (limit.share.limit(), limit.floor()),
+            (5, Floor { units: 2.0, complete_to: 5_000 }),
+            "the safe side"
+        );
+        // Five here, four elsewhere, of which two are spent.
+        assert!(!limit.is_beyond(7) && limit.is_beyond(8));
+        let second = compile(&told(3_000_000), Some("eu"), Some(&first));
+        assert_eq!(limit.share.limit(), 3, "a request that pinned the first routing");
+        assert!(Arc::ptr_eq(&limit, second.prepaid.as_ref().unwrap()));
+        for region in [Some("us"), None] {
+            let other = compile(&told(3_000_000), region, None).prepaid.unwrap();
+            assert_eq!((other.share.limit(), other.is_beyond(9), other.is_beyond(10)), (0, false, true));
+        }
     }
 }

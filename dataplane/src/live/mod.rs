@@ -59,6 +59,7 @@ pub(crate) mod fixtures {
                 limits: RateLimits::default(),
                 model_limits: ModelLimits::default(),
                 budget: None,
+                prepaid: None,
                 cache_generation: 0,
             }),
             Change::PutKey(KeyRecord {

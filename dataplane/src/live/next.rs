@@ -174,7 +174,7 @@ impl<'b> Draft<'b> {
     }
 
     fn afresh(before: &'b Snapshot, keys: KeyTable) -> Self {
-        let next = Snapshot { keys, seats: Arc::clone(&before.seats), ..Snapshot::default() };
+        let next = Snapshot { keys, seats: Arc::clone(&before.seats), ..Snapshot::nothing(&before.region) };
         Self { before, next, unrouted: BTreeSet::new(), unreachable: Vec::new() }
     }
 
@@ -188,7 +188,7 @@ impl<'b> Draft<'b> {
         match change {
             Change::PutOrg(record) => {
                 let before = self.before.orgs.get(&record.id).map(|org| &**org);
-                next.orgs.insert_mut(record.id, Arc::new(Org::new(record.clone(), before)));
+                next.orgs.insert_mut(record.id, Arc::new(Org::new(record.clone(), Some(&next.region), before)));
             }
             Change::DropOrg(id) => drop(next.orgs.remove_mut(id)),
             Change::PutKey(record) => next.keys.put(record.clone()),

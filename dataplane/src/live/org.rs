@@ -12,10 +12,14 @@ pub(crate) struct Org {
 
 impl Org {
     /// Limits that did not change are kept from `previous`.
-    pub(super) fn new(record: OrgRecord, previous: Option<&Self>) -> Self {
+    ///
+    /// Without a region, money that is paid ahead is not spent: the control plane, which gives it out to regions, would
+    /// not know of this edge.
+    pub(super) fn new(record: OrgRecord, region: Option<&str>, previous: Option<&Self>) -> Self {
         let (owner, before) = (Owner::Organization(record.id), previous.map(|org| &org.limits));
         let limits = Limits::compile(owner, record.limits, &record.model_limits, before);
         let limits = limits.with_budget(owner, record.budget.as_ref(), before);
+        let limits = limits.with_prepaid(owner, record.prepaid.as_ref(), region, before);
         Self { record, limits }
     }
 }

@@ -34,9 +34,16 @@ pub(crate) struct Snapshot {
     /// Purged answers, with the Unix milliseconds of their purge.
     pub(super) purged: Map<CacheKey, u64>,
     pub(super) seats: Arc<Seats>,
+    /// The edge's own.
+    pub(super) region: Arc<str>,
 }
 
 impl Snapshot {
+    /// Of nothing yet, at an edge of this region.
+    pub(crate) fn nothing(region: &str) -> Self {
+        Self { region: region.into(), ..Self::default() }
+    }
+
     /// The key that is known by a digest, with what it needs to be used.
     pub(crate) fn key(&self, digest: &KeyDigest) -> Option<Arc<Key>> {
         let short = short_of(digest);
@@ -132,7 +139,7 @@ impl Snapshot {
     /// A key that this state does not have yet.
     pub(crate) fn adopt_key(&self, record: &KeyRecord, organization: &OrgRecord) -> Arc<Key> {
         let org = self.orgs.get(&organization.id).cloned();
-        let org = org.unwrap_or_else(|| Arc::new(Org::new(organization.clone(), None)));
+        let org = org.unwrap_or_else(|| Arc::new(Org::new(organization.clone(), None, None)));
         Arc::new(Key::new(record.clone(), org, None))
     }
 

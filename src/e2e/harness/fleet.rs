@@ -116,10 +116,15 @@ impl Fleet {
 
     /// Adds an edge, whose name begins with `edge`, with these further settings; returns its base URL.
     pub(crate) async fn add_edge(&mut self, name: &str, more: &str) -> String {
+        self.add_edge_in("here", name, more).await
+    }
+
+    /// The same in another region.
+    pub(crate) async fn add_edge_in(&mut self, region: &str, name: &str, more: &str) -> String {
         let link_port = self.link_port;
         let (port, admin_port) = (free_port(), free_port());
         let settings = format!(
-            "region = \"here\"\ndata_dir = \"{}\"\nhttp.listen = \"127.0.0.1:{port}\"\n\
+            "region = \"{region}\"\ndata_dir = \"{}\"\nhttp.listen = \"127.0.0.1:{port}\"\n\
              admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = \"127.0.0.1:{link_port}\"\n\
              signing.trusted = \"{}\"\n{more}\n",
             self.path(&format!("{name}-data")).display(),

@@ -37,6 +37,7 @@ struct HourRow {
     cached: u64,
     completion: u64,
     cost: i128,
+    place: String,
 }
 
 #[derive(Row, Deserialize)]
@@ -82,6 +83,7 @@ impl Reader {
             cached_tokens: self.figure(row.cached)?,
             completion_tokens: self.figure(row.completion)?,
             cost_usd: self.cost(row.cost)?,
+            region: row.place,
         })
     }
 
@@ -178,11 +180,11 @@ impl Reader {
 const HOUR_SUMS: &str = "
 SELECT organization_id, model_id, price_version, toUnixTimestamp(toStartOfHour(timestamp)) AS hour,
     count() AS requests, sum(prompt_tokens) AS prompt, sum(cached_tokens) AS cached, sum(completion_tokens) AS completion,
-    sum(request_analytics.cost) AS cost
+    sum(request_analytics.cost) AS cost, substringUTF8(replaceAll(toString(region), '\\0', ''), 1, 50) AS place
 FROM request_analytics FINAL
 WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND model_id != ''
     AND has(?, toInt64(toUnixTimestamp(toStartOfHour(timestamp))))
-GROUP BY organization_id, model_id, price_version, hour";
+GROUP BY organization_id, model_id, price_version, hour, place";
 
 const KEY_SUMS: &str = "
 SELECT if(?, organization_id, '') AS organization, if(?, model_id, '') AS model,

@@ -172,7 +172,7 @@ async fn sums_are_set_and_not_added_to(kept: Kept) {
     assert_sums(&plane, &events).await;
     rolled_up(&plane).await;
     // Hours that are marked again, sums that somebody meddled with, and a restart in between.
-    let mark = "INSERT INTO usage_dirty_hours (hour, ended_from) SELECT DISTINCT hour, now() FROM usage_hours";
+    let mark = "INSERT INTO usage_dirty_hours (hour, ended_from, began_from) SELECT DISTINCT hour, now(), now() FROM usage_hours";
     sqlx::query("UPDATE usage_hours SET requests = requests - 1, prompt_tokens = prompt_tokens + 5, cost_usd = 0 WHERE price_version = 1")
         .execute(&plane.pool)
         .await
@@ -209,7 +209,7 @@ async fn what_was_counted_stays_counted(kept: Kept) {
     let made_up = "INSERT INTO usage_hours SELECT organization_id, model_id, 77, hour, 1, 1, 1, 1, 1 FROM usage_hours
                    WHERE hour < now() - interval '30 hours'";
     let made_up = sqlx::query(made_up).execute(&plane.pool).await.unwrap().rows_affected();
-    sqlx::query("INSERT INTO usage_dirty_hours (hour, ended_from) SELECT DISTINCT hour, now() FROM usage_hours")
+    sqlx::query("INSERT INTO usage_dirty_hours (hour, ended_from, began_from) SELECT DISTINCT hour, now(), now() FROM usage_hours")
         .execute(&plane.pool)
         .await
         .unwrap();
@@ -436,7 +436,7 @@ async fn hours_that_the_ledger_has_forgotten_are_left_as_they_were_summed() {
         "WITH old AS (SELECT date_trunc('hour', now() - interval '500 days', 'UTC') AS hour), hours AS (
              INSERT INTO usage_hours SELECT $1::text::uuid, 'm', 0, hour, 5, 5, 5, 5, 5 FROM old
          )
-         INSERT INTO usage_dirty_hours (hour, ended_from) SELECT hour, now() FROM old",
+         INSERT INTO usage_dirty_hours (hour, ended_from, began_from) SELECT hour, now(), now() FROM old",
     )
     .bind(&tenant.organization)
     .execute(&plane.pool)

@@ -134,7 +134,7 @@ async fn rollup(plane: &Plane, kept: Kept, servers: &Servers, events: usize) {
     let spent = || plane.metric("turnpike_controlplane_rollup_duration_seconds_sum");
     let (before, cpu) = (spent().await.unwrap(), servers.cpu());
     let anew = "WITH gone AS (DELETE FROM usage_hours RETURNING hour)
-                INSERT INTO usage_dirty_hours (hour, ended_from) SELECT DISTINCT hour, now() FROM gone";
+                INSERT INTO usage_dirty_hours (hour, ended_from, began_from) SELECT DISTINCT hour, now(), now() FROM gone";
     sqlx::query(anew).execute(&plane.pool).await.unwrap();
     rolled_up(plane).await;
     let (postgres, clickhouse) = servers.cpu();
