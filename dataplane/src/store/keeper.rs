@@ -188,6 +188,8 @@ impl Work {
 
     /// A whole state replaces everything that is kept.
     fn begin(&mut self, base: &Base) {
+        // The generation before stays whole: it may be needed.
+        self.write();
         self.unwritten.clear();
         let begun = self.generations.begin(base);
         self.said("cannot be kept for the next start", &begun);

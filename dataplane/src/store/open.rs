@@ -5,7 +5,7 @@ use super::checked::Damage;
 use super::keeper::{Generations, Keeper};
 use super::log::{Log, Reader};
 use super::starts::Starts;
-use crate::image::Image;
+use crate::image::{Image, State};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use turnpike_config::log::Position;
@@ -47,6 +47,14 @@ struct Found {
     image: Image,
     /// The generation and how many bytes of its log were read; `None` if more has to be cut off than a log's tail.
     end: Option<(u64, u64)>,
+    /// A newer whole state was damaged.
+    is_second_choice: bool,
+}
+
+impl Found {
+    fn new(at: Position, state: State, is_second_choice: bool) -> Self {
+        Self { at, image: Image::of(state), end: None, is_second_choice }
+    }
 }
 
 /// Opens the directory, which is made if it is not there.
@@ -71,7 +79,9 @@ pub(crate) fn open(directory: &Path) -> std::io::Result<Opened> {
     let last = all.last().copied().unwrap_or(0);
     let (state, generations) = match found {
         // The newest generation goes on as it is.
-        Some(Found { at, image, end: Some((generation, good)) }) if generation == last && given_up.is_none() => {
+        Some(Found { at, image, end: Some((generation, good)), is_second_choice: false })
+            if generation == last && given_up.is_none() =>
+        {
             let log = Log::reopen(&log_path(directory, generation), good)?;
             (Some(Base::new(at, image.finish())), Generations::new(directory, generation, log, at))
         }
@@ -87,6 +97,7 @@ pub(crate) fn open(directory: &Path) -> std::io::Result<Opened> {
 
 /// The newest state that can be read, or the newest before `stop`.
 fn newest(directory: &Path, all: &BTreeSet<u64>, stop: Option<Position>) -> Option<Found> {
+    let mut damaged = false;
     for generation in all.iter().rev() {
         let path = base_path(directory, *generation);
         if !path.exists() {
@@ -95,20 +106,17 @@ fn newest(directory: &Path, all: &BTreeSet<u64>, stop: Option<Position>) -> Opti
         match base::load(&path) {
             Ok((at, _)) if Some(at) == stop => {}
             Ok((at, state)) => {
-                return Some(replay(
-                    directory,
-                    all.range(generation..),
-                    Found { at, image: Image::of(state), end: None },
-                    stop,
-                ));
+                let found = Found::new(at, state, damaged);
+                return Some(replay(directory, all.range(generation..), found, stop));
             }
             Err(error) => {
                 tracing::error!(file = %path.display(), %error, "a routing on disk cannot be used: trying the one before");
+                damaged = true;
             }
         }
     }
     // Without a whole state, a first log may begin at nothing.
-    let first = Found { at: Position::default(), image: Image::default(), end: None };
+    let first = Found::new(Position::default(), State::default(), damaged);
     Some(replay(directory, all.iter(), first, stop)).filter(|found| found.at.version > 0)
 }
 
