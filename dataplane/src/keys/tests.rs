@@ -12,12 +12,12 @@ fn record(digest: KeyDigest, org: u8, kind: u16) -> KeyRecord {
         digest,
         permissions: Permissions(kind % 5),
         limits: RateLimits {
-            requests_per_minute: (kind % 3 > 0).then_some(u32::from(kind % 3)),
+            requests_per_minute: (!kind.is_multiple_of(3)).then_some(u32::from(kind % 3)),
             ..RateLimits::default()
         },
-        models: (kind % 7 == 0).then(|| vec!["m".to_owned(); usize::from(kind % 2)]),
-        active: kind % 11 != 0,
-        expires_at_ms: (kind % 2 == 0).then_some(u64::from(kind)),
+        models: kind.is_multiple_of(7).then(|| vec!["m".to_owned(); usize::from(kind % 2)]),
+        active: !kind.is_multiple_of(11),
+        expires_at_ms: kind.is_multiple_of(2).then_some(u64::from(kind)),
         model_limits: ModelLimits::default(),
     }
 }
