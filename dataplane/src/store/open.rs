@@ -1,13 +1,12 @@
-//! Finds the newest state that can be read.
+//! Opens what is kept.
 
-use super::base::{self, Base};
-use super::checked::Damage;
-use super::keeper::{Generations, Keeper};
-use super::log::{Log, Reader};
+use super::base::Base;
+use super::generations::{Generations, generations, log_path};
+use super::keeper::Keeper;
+use super::log::Log;
+use super::recover::{Found, newest};
 use super::starts::Starts;
-use crate::image::{Image, State};
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use turnpike_config::log::Position;
 
 /// What was found.
@@ -19,42 +18,6 @@ pub(crate) struct Opened {
     pub(crate) given_up: Option<Position>,
     /// Not to be taken again.
     pub(crate) distrusted: Option<Position>,
-}
-
-/// Files of a generation.
-pub(super) fn base_path(directory: &Path, generation: u64) -> PathBuf {
-    directory.join(format!("base-{generation}"))
-}
-
-pub(super) fn log_path(directory: &Path, generation: u64) -> PathBuf {
-    directory.join(format!("log-{generation}"))
-}
-
-/// The generations of which there are files, oldest first.
-pub(super) fn generations(directory: &Path) -> std::io::Result<BTreeSet<u64>> {
-    let mut found = BTreeSet::new();
-    for entry in std::fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("base-").or(name.strip_prefix("log-")));
-        found.extend(number.and_then(|number| number.parse::<u64>().ok()));
-    }
-    Ok(found)
-}
-
-/// A state that was read, and where its log goes on.
-struct Found {
-    at: Position,
-    image: Image,
-    /// The generation and how many bytes of its log were read; `None` if more has to be cut off than a log's tail.
-    end: Option<(u64, u64)>,
-    /// A newer whole state was damaged.
-    is_second_choice: bool,
-}
-
-impl Found {
-    fn new(at: Position, state: State, is_second_choice: bool) -> Self {
-        Self { at, image: Image::of(state), end: None, is_second_choice }
-    }
 }
 
 /// Opens the directory, which is made if it is not there.
@@ -93,83 +56,4 @@ pub(crate) fn open(directory: &Path) -> std::io::Result<Opened> {
         None => (None, Generations::afresh(directory, last + 1, None)?),
     };
     Ok(Opened { keeper: Keeper::start(generations, starts)?, state, given_up, distrusted })
-}
-
-/// The newest state that can be read, or the newest before `stop`.
-fn newest(directory: &Path, all: &BTreeSet<u64>, stop: Option<Position>) -> Option<Found> {
-    let mut damaged = false;
-    for generation in all.iter().rev() {
-        let path = base_path(directory, *generation);
-        if !path.exists() {
-            continue;
-        }
-        match base::load(&path) {
-            Ok((at, _)) if Some(at) == stop => {}
-            Ok((at, state)) => {
-                let found = Found::new(at, state, damaged);
-                return Some(replay(directory, all.range(generation..), found, stop));
-            }
-            Err(error) => {
-                tracing::error!(file = %path.display(), %error, "a routing on disk cannot be used: trying the one before");
-                damaged = true;
-            }
-        }
-    }
-    // Without a whole state, a first log may begin at nothing.
-    let first = Found::new(Position::default(), State::default(), damaged);
-    Some(replay(directory, all.iter(), first, stop)).filter(|found| found.at.version > 0)
-}
-
-/// Follows the logs as far as they lead on.
-fn replay<'g>(
-    directory: &Path,
-    logs: impl Iterator<Item = &'g u64>,
-    mut found: Found,
-    stop: Option<Position>,
-) -> Found {
-    for generation in logs {
-        let path = log_path(directory, *generation);
-        match follow(&path, &mut found, stop) {
-            Ok((good, true)) => found.end = Some((*generation, good)),
-            Ok((good, false)) => {
-                found.end = Some((*generation, good));
-                break;
-            }
-            Err(Damage::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::error!(file = %path.display(), %error, "a log of routing cannot be used");
-                found.end = None;
-                break;
-            }
-        }
-    }
-    found
-}
-
-/// Takes the records of a log; says how many of its bytes are good, and whether that was all.
-fn follow(path: &Path, found: &mut Found, stop: Option<Position>) -> Result<(u64, bool), Damage> {
-    let mut reader = Reader::open(path)?;
-    loop {
-        match reader.next() {
-            Ok(None) => return Ok((reader.good, true)),
-            Ok(Some((record, before))) if record.from != found.at || Some(record.to) == stop => {
-                return Ok((before, false));
-            }
-            Ok(Some((record, _))) => {
-                found.at = record.to;
-                record.changes.into_iter().for_each(|change| found.image.apply(change));
-            }
-            Err(error) => {
-                let version = found.at.version;
-                tracing::warn!(file = %path.display(), %error, version, "a log of routing is torn: used up to there");
-                return Ok((reader.good, false));
-            }
-        }
-    }
-}
-
-/// The newest state, read from the files alone.
-pub(super) fn reread(directory: &Path) -> std::io::Result<Base> {
-    let found = newest(directory, &generations(directory)?, None);
-    Ok(found.map(|found| Base::new(found.at, found.image.finish())).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-use super::open::{base_path, generations, log_path};
+use super::generations::{base_path, generations, log_path};
 use super::*;
 use crate::image::Image;
 use crate::live::fixtures::{self, at};
