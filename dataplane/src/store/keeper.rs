@@ -3,7 +3,7 @@
 use super::base::Base;
 use super::generations::Generations;
 use super::log::Record;
-use super::recover::reread;
+use super::recover::{records, reread};
 use super::starts::Starts;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -145,11 +145,12 @@ impl Work {
     /// Makes a new generation of the newest one.
     fn renew(&mut self) {
         match reread(&self.generations.directory) {
-            Ok(base) if base.at == self.generations.at => {
+            Ok((base, early)) if base.at == self.generations.at => {
                 let begun = self.generations.begin(&base);
+                let begun = begun.and_then(|()| self.generations.log.append(&records(base.at, &early)));
                 self.said("cannot be written anew", &begun);
             }
-            Ok(base) => tracing::error!(version = base.at.version, "the routing on disk is not what was written"),
+            Ok((base, _)) => tracing::error!(version = base.at.version, "the routing on disk is not what was written"),
             Err(error) => tracing::error!(%error, "the routing on disk cannot be read again: its log goes on growing"),
         }
     }

@@ -4,7 +4,7 @@ use super::base::Base;
 use super::generations::{Generations, generations, log_path};
 use super::keeper::Keeper;
 use super::log::Log;
-use super::recover::{Found, newest};
+use super::recover::{Early, Found, newest, records};
 use super::starts::Starts;
 use std::path::Path;
 use turnpike_config::log::Position;
@@ -14,6 +14,8 @@ pub(crate) struct Opened {
     pub(crate) keeper: Keeper,
     /// `None`: nothing yet, or nothing that can be read.
     pub(crate) state: Option<Base>,
+    /// Changes from beyond its position that were served by already.
+    pub(crate) early: Early,
     /// The edge died by this state too often, and starts from the one before.
     pub(crate) given_up: Option<Position>,
     /// Not to be taken again.
@@ -40,9 +42,10 @@ pub(crate) fn open(directory: &Path) -> std::io::Result<Opened> {
     starts.begin(at, given_up);
     let distrusted = starts.distrusted();
     let last = all.last().copied().unwrap_or(0);
+    let early = found.as_mut().map(|found| std::mem::take(&mut found.early)).unwrap_or_default();
     let (state, generations) = match found {
         // The newest generation goes on as it is.
-        Some(Found { at, image, end: Some((generation, good)), is_second_choice: false })
+        Some(Found { at, image, end: Some((generation, good)), is_second_choice: false, .. })
             if generation == last && given_up.is_none() =>
         {
             let log = Log::reopen(&log_path(directory, generation), good)?;
@@ -51,9 +54,11 @@ pub(crate) fn open(directory: &Path) -> std::io::Result<Opened> {
         // Something is damaged or given up: written down anew, so that nothing of that is read again.
         Some(Found { at, image, .. }) => {
             let base = Base::new(at, image.finish());
-            (Some(base.clone()), Generations::afresh(directory, last + 1, Some(&base))?)
+            let mut generations = Generations::afresh(directory, last + 1, Some(&base))?;
+            generations.log.append(&records(at, &early))?;
+            (Some(base), generations)
         }
         None => (None, Generations::afresh(directory, last + 1, None)?),
     };
-    Ok(Opened { keeper: Keeper::start(generations, starts)?, state, given_up, distrusted })
+    Ok(Opened { keeper: Keeper::start(generations, starts)?, state, early, given_up, distrusted })
 }

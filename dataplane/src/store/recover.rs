@@ -3,16 +3,33 @@
 use super::base::{self, Base};
 use super::checked::Damage;
 use super::generations::{base_path, generations, log_path};
-use super::log::Reader;
+use super::log::{Reader, Record};
 use crate::image::{Image, State};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use turnpike_config::Change;
 use turnpike_config::log::Position;
+
+/// Changes from beyond a position, by version.
+pub(crate) type Early = BTreeMap<u64, Vec<Change>>;
+
+/// Records that say the same.
+pub(super) fn records(at: Position, early: &Early) -> Vec<Record> {
+    let record = |(version, changes): (&u64, &Vec<Change>)| Record {
+        from: at,
+        to: at,
+        changes: changes.clone(),
+        early: Some(*version),
+    };
+    early.iter().map(record).collect()
+}
 
 /// A state that was read, and where its log goes on.
 pub(super) struct Found {
     pub(super) at: Position,
     pub(super) image: Image,
+    /// Changes from beyond the position, by version.
+    pub(super) early: Early,
     /// The generation and how many bytes of its log were read; `None` if more has to be cut off than a log's tail.
     pub(super) end: Option<(u64, u64)>,
     /// A newer whole state was damaged.
@@ -21,7 +38,7 @@ pub(super) struct Found {
 
 impl Found {
     fn new(at: Position, state: State, is_second_choice: bool) -> Self {
-        Self { at, image: Image::of(state), end: None, is_second_choice }
+        Self { at, image: Image::of(state), early: Early::new(), end: None, is_second_choice }
     }
 }
 
@@ -85,9 +102,11 @@ fn follow(path: &Path, found: &mut Found, stop: Option<Position>) -> Result<(u64
             Ok(Some((record, before))) if record.from != found.at || Some(record.to) == stop => {
                 return Ok((before, false));
             }
-            Ok(Some((record, _))) => {
-                found.at = record.to;
-                record.changes.into_iter().for_each(|change| found.image.apply(change));
+            Ok(Some((Record { early: Some(version), changes, .. }, _))) => drop(found.early.insert(version, changes)),
+            Ok(Some((Record { to, changes, .. }, _))) => {
+                found.at = to;
+                found.early = found.early.split_off(&(to.version + 1));
+                changes.into_iter().for_each(|change| found.image.apply(change));
             }
             Err(error) => {
                 let version = found.at.version;
@@ -99,7 +118,7 @@ fn follow(path: &Path, found: &mut Found, stop: Option<Position>) -> Result<(u64
 }
 
 /// The newest state, read from the files alone.
-pub(super) fn reread(directory: &Path) -> std::io::Result<Base> {
+pub(super) fn reread(directory: &Path) -> std::io::Result<(Base, Early)> {
     let found = newest(directory, &generations(directory)?, None);
-    Ok(found.map(|found| Base::new(found.at, found.image.finish())).unwrap_or_default())
+    Ok(found.map(|found| (Base::new(found.at, found.image.finish()), found.early)).unwrap_or_default())
 }

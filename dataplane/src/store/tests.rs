@@ -1,4 +1,5 @@
 use super::generations::{base_path, generations, log_path};
+use super::open::Opened;
 use super::*;
 use crate::image::Image;
 use crate::live::fixtures::{self, at};
@@ -37,7 +38,7 @@ impl Disk {
         let from = position(&self.expected);
         changes.iter().cloned().for_each(|change| self.expected.apply(change));
         self.expected.version += 1;
-        keeper.step(Record { from, to: at(self.expected.version), changes });
+        keeper.step(Record { from, to: at(self.expected.version), changes, early: None });
     }
 
     /// Starts as after a crash.
@@ -83,12 +84,23 @@ fn an_edge_starts_by_what_was_pushed_to_it() {
     for n in 0..20 {
         disk.step(&keeper, vec![Change::PutKey(key(n)), Change::DropKey(key(n.wrapping_sub(7)).digest)]);
     }
-    // Urgent: at the same position.
-    let urgent = Change::PutKey(KeyRecord { active: false, ..key(19) });
-    disk.expected.apply(urgent.clone());
-    keeper.step(Record { from: at(21), to: at(21), changes: vec![urgent] });
     flush(&keeper);
     assert_eq!(disk.found().as_ref(), Some(&disk.expected));
+    // What is from beyond the position is told apart from it, and over once the position is there.
+    for (version, change) in [(25, Change::DropKey(key(19).digest)), (23, Change::DropKey(key(18).digest))] {
+        keeper.step(Record { from: at(21), to: at(21), changes: vec![change], early: Some(version) });
+    }
+    flush(&keeper);
+    let opened = open(disk.path()).unwrap();
+    assert_eq!(opened.state.as_ref().map(routing).as_ref(), Some(&disk.expected));
+    let versions = |opened: &Opened| opened.early.keys().copied().collect::<Vec<_>>();
+    assert_eq!(versions(&opened), [23, 25]);
+    for _ in 22..=24 {
+        disk.step(&keeper, vec![Change::PutKey(key(30))]);
+    }
+    flush(&keeper);
+    let opened = open(disk.path()).unwrap();
+    assert_eq!(versions(&opened), [25]);
     // Without a whole state, from nothing.
     let mut disk = Disk::new();
     let keeper = disk.keeper();
@@ -194,7 +206,7 @@ fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
         let opened = open(disk.path()).unwrap();
         assert_eq!(opened.state.map(|base| base.at), Some(at(4)), "{torn} of {length} bytes");
         let changes = vec![Change::PutKey(key(3))];
-        opened.keeper.step(Record { from: at(4), to: at(5), changes });
+        opened.keeper.step(Record { from: at(4), to: at(5), changes, early: None });
         flush(&opened.keeper);
         assert_eq!(disk.found().as_ref(), Some(&disk.expected));
     }
@@ -229,7 +241,7 @@ fn an_edge_that_dies_by_a_version_goes_back_one_and_does_not_take_it_again() {
     let opened = open(disk.path()).unwrap();
     assert_eq!((opened.given_up, opened.distrusted), (None, Some(at(3))));
     opened.keeper.succeeded();
-    opened.keeper.step(Record { from: at(2), to: at(4), changes: vec![Change::PutKey(key(4))] });
+    opened.keeper.step(Record { from: at(2), to: at(4), changes: vec![Change::PutKey(key(4))], early: None });
     flush(&opened.keeper);
     let opened = open(disk.path()).unwrap();
     assert_eq!((opened.given_up, opened.distrusted, opened.state.unwrap().at), (None, None, at(4)));

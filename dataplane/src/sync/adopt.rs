@@ -2,13 +2,20 @@
 
 use crate::directory::Step;
 use crate::edge::Edge;
-use crate::live::{Next, Snapshot, literal};
+use crate::live::{Next, Resolve, Snapshot, literal};
 use crate::store::{Base, Keeper, Record};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::Notify;
 use turnpike_config::log::Position;
 use turnpike_config::{Change, NodeState};
+
+/// What a position stands for, and what is not yet in it but served by already.
+#[derive(Default)]
+struct Held {
+    state: Snapshot,
+    early: Vec<Change>,
+}
 
 /// Swaps what is served by, one step at a time.
 pub(super) struct Adopter {
@@ -16,62 +23,82 @@ pub(super) struct Adopter {
     pub(super) keeper: Keeper,
     /// A state that this edge died by.
     distrusted: Option<Position>,
-    /// Held from when the current snapshot is read until its successor is served by.
-    turn: Mutex<()>,
+    /// What is held; locked from when it is read until its successor is served by.
+    held: Mutex<Held>,
     /// There are names of hosts to be resolved.
     pub(super) names: Notify,
 }
 
 impl Adopter {
     pub(super) fn new(edge: Arc<Edge>, keeper: Keeper, distrusted: Option<Position>) -> Self {
-        Self { edge, keeper, distrusted, turn: Mutex::default(), names: Notify::new() }
+        Self { edge, keeper, distrusted, held: Mutex::default(), names: Notify::new() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves by what was on disk.
-    pub(super) fn first(&self, base: &Base) -> Result<(), String> {
-        let before = self.edge.snapshot.load_full();
-        let next = before.replaced(&base.records, Arc::clone(&base.keys), base.at, &crate::live::resolve)?;
-        self.serve_by(&before, next, &[], Instant::now());
+    pub(super) fn first(&self, base: &Base, early: Vec<Change>) -> Result<(), String> {
+        let mut held = self.held();
+        let next = held.state.replaced(&base.records, Arc::clone(&base.keys), base.at, &crate::live::resolve)?;
+        self.hold(&mut held, next, early, &[], Instant::now());
         Ok(())
     }
 
-    /// Applies changes that lead to a position.
-    pub(super) fn apply(&self, changes: Vec<Change>, to: Position) -> Result<(), String> {
+    /// Applies changes that lead to a position. `early` are beyond it and served by as well.
+    pub(super) fn apply(&self, changes: Vec<Change>, to: Position, early: Vec<Change>) -> Result<(), String> {
         let began = Instant::now();
         self.trusted(to)?;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.edge.snapshot.load_full();
-        let next = before.after(&changes, to, &literal)?;
-        self.serve_by(&before, next, &changes, began);
-        self.keeper.step(Record { from: before.at, to, changes });
+        let mut held = self.held();
+        let next = held.state.after(&changes, to, &literal)?;
+        let from = held.state.at;
+        self.hold(&mut held, next, early, &changes, began);
+        self.keeper.step(Record { from, to, changes, early: None });
         Ok(())
     }
 
-    /// Applies a change beyond the position that is held. What does not fit this state yet comes again in its turn.
-    pub(super) fn apply_early(&self, change: Change) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let (began, before) = (Instant::now(), self.edge.snapshot.load_full());
+    /// Serves by a change beyond the position that is held. What does not fit yet comes again in its turn.
+    pub(super) fn apply_early(&self, version: u64, change: Change) {
+        let mut held = self.held();
+        let (began, before, at) = (Instant::now(), self.edge.snapshot.load_full(), held.state.at);
         let changes = vec![change];
-        match before.after(&changes, before.at, &literal) {
+        match before.after(&changes, at, &literal) {
             Ok(next) => {
                 self.serve_by(&before, next, &changes, began);
-                self.keeper.step(Record { from: before.at, to: before.at, changes });
+                held.early.extend_from_slice(&changes);
+                self.keeper.step(Record { from: at, to: at, changes, early: Some(version) });
             }
             Err(reason) => tracing::info!(reason, "an urgent change has to wait for its turn"),
         }
     }
 
     /// Serves by a whole state that was made ready, with urgent changes beyond it on top.
-    pub(super) fn replace(&self, base: Base, next: Next, pending: Vec<Change>, began: Instant) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, before) = (base.at, self.edge.snapshot.load_full());
-        // In one step: a key that was taken back a moment ago must not be back in between.
-        let (snapshot, pending) = next.snapshot.with_fitting(pending, &literal);
-        self.serve_by(&before, Next { snapshot, ..next }, &[], began);
+    pub(super) fn replace(&self, base: Base, next: Next, early: Vec<(u64, Change)>, began: Instant) {
+        let mut held = self.held();
+        let at = base.at;
         self.keeper.whole(base);
-        if !pending.is_empty() {
-            self.keeper.step(Record { from: at, to: at, changes: pending });
+        for (version, change) in &early {
+            self.keeper.step(Record { from: at, to: at, changes: vec![change.clone()], early: Some(*version) });
         }
+        self.hold(&mut held, next, early.into_iter().map(|(_, change)| change).collect(), &[], began);
+    }
+
+    /// Holds something new, and serves by it with what is early on top, in one step: a key that was taken back a moment ago
+    /// must not be back in between. `changes` led there; none if all of it was replaced.
+    fn hold(&self, held: &mut Held, next: Next, early: Vec<Change>, changes: &[Change], began: Instant) {
+        held.state = next.snapshot.clone();
+        let before = self.edge.snapshot.load_full();
+        let (snapshot, early) = next.snapshot.with_fitting(early, &literal);
+        let next = Next { snapshot, ..next };
+        if changes.is_empty() || (early.is_empty() && held.early.is_empty()) {
+            self.serve_by(&before, next, changes, began);
+        } else {
+            // What was early before may not be any more.
+            let all: Vec<Change> = changes.iter().chain(&early).chain(&held.early).cloned().collect();
+            self.serve_by(&before, next, &all, began);
+        }
+        held.early = early;
     }
 
     /// Refuses a state that this edge has died by.
@@ -83,25 +110,31 @@ impl Adopter {
     }
 
     /// Takes the addresses of nodes that were found out.
-    pub(super) fn put_again(&self, nodes: &[Change], resolve: crate::live::Resolve<'_>) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.edge.snapshot.load_full();
+    pub(super) fn put_again(&self, nodes: &[Change], resolve: Resolve<'_>) {
+        let mut held = self.held();
         let still = |change: &&Change| match change {
-            Change::PutNode(node) => before.node_records().any(|record| record == node),
+            Change::PutNode(node) => held.state.node_records().any(|record| record == node),
             _ => false,
         };
         let nodes: Vec<Change> = nodes.iter().filter(still).cloned().collect();
-        match before.after(&nodes, before.at, resolve) {
-            Ok(next) => self.serve_by(&before, next, &nodes, Instant::now()),
+        if nodes.is_empty() {
+            return;
+        }
+        match held.state.after(&nodes, held.state.at, resolve) {
+            Ok(next) => {
+                let early = held.early.clone();
+                self.hold(&mut held, next, early, &nodes, Instant::now());
+            }
             Err(reason) => tracing::error!(reason, "addresses of nodes cannot be taken"),
         }
     }
 
     /// What takes a while and is not urgent: packs keys anew once many have changed.
     pub(super) fn tidy(&self) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(snapshot) = self.edge.snapshot.load().repacked() {
-            self.edge.snapshot.store(Arc::new(snapshot));
+        let mut held = self.held();
+        if let Some(state) = held.state.repacked().filter(|_| held.early.is_empty()) {
+            held.state = state.clone();
+            self.edge.snapshot.store(Arc::new(state.renewed()));
         }
     }
 
