@@ -42,7 +42,7 @@ impl Adopter {
     pub(super) fn first(&self, base: &Base, early: Vec<Change>) -> Result<(), String> {
         let mut held = self.held();
         let next = held.state.replaced(&base.records, Arc::clone(&base.keys), base.at, &crate::live::resolve)?;
-        self.hold(&mut held, next, early, &[], Instant::now());
+        self.hold(&mut held, next, early, None, Instant::now());
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl Adopter {
         let mut held = self.held();
         let next = held.state.after(&changes, to, &literal)?;
         let from = held.state.at;
-        self.hold(&mut held, next, early, &changes, began);
+        self.hold(&mut held, next, early, Some(&changes), began);
         self.keeper.step(Record { from, to, changes, early: None });
         Ok(())
     }
@@ -65,7 +65,7 @@ impl Adopter {
         let changes = vec![change];
         match before.after(&changes, at, &literal) {
             Ok(next) => {
-                self.serve_by(&before, next, &changes, began);
+                self.serve_by(&before, next, Some(&changes), began);
                 held.early.extend_from_slice(&changes);
                 self.keeper.step(Record { from: at, to: at, changes, early: Some(version) });
             }
@@ -81,22 +81,23 @@ impl Adopter {
         for (version, change) in &early {
             self.keeper.step(Record { from: at, to: at, changes: vec![change.clone()], early: Some(*version) });
         }
-        self.hold(&mut held, next, early.into_iter().map(|(_, change)| change).collect(), &[], began);
+        self.hold(&mut held, next, early.into_iter().map(|(_, change)| change).collect(), None, began);
     }
 
     /// Holds something new, and serves by it with what is early on top, in one step: a key that was taken back a moment ago
-    /// must not be back in between. `changes` led there; none if all of it was replaced.
-    fn hold(&self, held: &mut Held, next: Next, early: Vec<Change>, changes: &[Change], began: Instant) {
+    /// must not be back in between. `changes` led there; `None` if all of it was replaced.
+    fn hold(&self, held: &mut Held, next: Next, early: Vec<Change>, changes: Option<&[Change]>, began: Instant) {
         held.state = next.snapshot.clone();
         let before = self.edge.snapshot.load_full();
         let (snapshot, early) = next.snapshot.with_fitting(early, &literal);
         let next = Next { snapshot, ..next };
-        if changes.is_empty() || (early.is_empty() && held.early.is_empty()) {
-            self.serve_by(&before, next, changes, began);
-        } else {
+        match changes {
             // What was early before may not be any more.
-            let all: Vec<Change> = changes.iter().chain(&early).chain(&held.early).cloned().collect();
-            self.serve_by(&before, next, &all, began);
+            Some(changes) if !early.is_empty() || !held.early.is_empty() => {
+                let all: Vec<Change> = changes.iter().chain(&early).chain(&held.early).cloned().collect();
+                self.serve_by(&before, next, Some(&all), began);
+            }
+            changes => self.serve_by(&before, next, changes, began),
         }
         held.early = early;
     }
@@ -123,7 +124,7 @@ impl Adopter {
         match held.state.after(&nodes, held.state.at, resolve) {
             Ok(next) => {
                 let early = held.early.clone();
-                self.hold(&mut held, next, early, &nodes, Instant::now());
+                self.hold(&mut held, next, early, Some(&nodes), Instant::now());
             }
             Err(reason) => tracing::error!(reason, "addresses of nodes cannot be taken"),
         }
@@ -145,43 +146,46 @@ impl Adopter {
         self.edge.metrics.keys_in_use.set(i64::try_from(in_use).unwrap_or(i64::MAX));
     }
 
-    /// `changes` are those that led here; none if all of it was replaced.
-    fn serve_by(&self, before: &Snapshot, next: Next, changes: &[Change], began: Instant) {
+    /// `changes` are those that led here; `None` if all of it was replaced.
+    fn serve_by(&self, before: &Snapshot, next: Next, changes: Option<&[Change]>, began: Instant) {
         let Next { snapshot, unreachable } = next;
         if !unreachable.is_empty() {
             self.names.notify_one();
         }
-        let (snapshot, is_whole) = (Arc::new(snapshot.renewed()), changes.is_empty());
+        let snapshot = Arc::new(snapshot.renewed());
         self.edge.snapshot.store(Arc::clone(&snapshot));
         let metrics = &self.edge.metrics;
         metrics.apply_seconds.set(began.elapsed().as_secs_f64());
         metrics.routing_version.set(i64::try_from(snapshot.at.version).unwrap_or(i64::MAX));
-        if is_whole || changes.iter().any(|change| matches!(change, Change::PutNode(_) | Change::DropNode(_))) {
+        let is_of_nodes = |change: &Change| matches!(change, Change::PutNode(_) | Change::DropNode(_));
+        if changes.is_none_or(|changes| changes.iter().any(is_of_nodes)) {
             let ready = snapshot.nodes().filter(|node| node.record.state == NodeState::Ready).count();
             metrics.nodes_ready.set(i64::try_from(ready).unwrap_or(i64::MAX));
         }
-        if is_whole {
-            let (version, keys, nodes) = (snapshot.at.version, snapshot.key_count(), snapshot.nodes().count());
-            tracing::info!(version, keys, nodes, "routing in use");
+        let version = snapshot.at.version;
+        if let Some(changes) = changes {
+            tracing::debug!(version, changes = changes.len(), "routing in use");
         } else {
-            tracing::debug!(version = snapshot.at.version, changes = changes.len(), "routing in use");
+            let (keys, nodes) = (snapshot.key_count(), snapshot.nodes().count());
+            tracing::info!(version, keys, nodes, "routing in use");
         }
         if let Some(directory) = &self.edge.directory {
+            let is_whole = changes.is_none();
+            let changes = changes.unwrap_or_default();
             directory.writer.take(&Step { before, now: &snapshot, changes, is_whole });
         }
-        self.purge(before, &snapshot, changes);
+        // At the start there are no answers to forget, and those in the region are known by their age.
+        if before.at.version > 0 {
+            self.purge(before, &snapshot, changes);
+        }
     }
 
-    /// Forgets answers that were purged since. At the start there are none to forget, and those in the region are known by
-    /// their age.
-    fn purge(&self, before: &Snapshot, now: &Snapshot, changes: &[Change]) {
-        if before.at.version == 0 {
-            return;
-        }
-        if changes.is_empty() {
+    /// Forgets answers that were purged since.
+    fn purge(&self, before: &Snapshot, now: &Snapshot, changes: Option<&[Change]>) {
+        let Some(changes) = changes else {
             let purged = now.purged().filter(|(key, at)| before.purged_at_ms(key) != **at);
-            purged.for_each(|(key, _)| self.edge.cache.purge(*key));
-        }
+            return purged.for_each(|(key, _)| self.edge.cache.purge(*key));
+        };
         for change in changes {
             if let Change::PurgeAnswer { key, .. } = change {
                 self.edge.cache.purge(*key);
