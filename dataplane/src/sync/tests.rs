@@ -479,3 +479,31 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_was() {
     assert_ne!(line.hello.holds, Position::default());
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_an_edge_died_by_is_refused_and_the_next_one_taken() {
+    let mut world = World::new();
+    let (running, mut line) = world.linked().await;
+    let before = world.control.at;
+    let deadly = world.control.delta(vec![put(1)]);
+    assert_eq!(line.ask(&deadly).await, PushReply::Ack(world.control.at));
+    running.stop().await;
+    // As three starts leave it that ended before the edge had served for long.
+    let noted = serde_json::json!({"at": world.control.at, "starts": 3, "distrusted": null});
+    std::fs::write(world.directory.path().join("data/routing/starts.json"), noted.to_string()).unwrap();
+    let running = world.edge();
+    assert_eq!(running.edge.metrics.gave_up_version.get(), 1);
+    assert!(running.edge.snapshot.load().at == before && running.key(1).is_none());
+    let mut line = world.control.line().await;
+    assert_eq!(line.hello.holds, before);
+    for frame in [deadly, PushFrame::Manifest(world.control.manifest())] {
+        let reply = line.ask(&frame).await;
+        assert!(matches!(&reply, PushReply::Nack { reason, .. } if reason.contains("died")), "{reply:?}");
+    }
+    // What follows leads elsewhere.
+    drop(world.control.delta(vec![put(2)]));
+    let manifest = PushFrame::Manifest(world.control.manifest());
+    assert_eq!(line.ask(&manifest).await, PushReply::Ack(world.control.at));
+    assert!(running.key(1).is_some() && running.key(2).is_some());
+    running.stop().await;
+}
