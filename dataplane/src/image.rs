@@ -120,3 +120,31 @@ impl Image {
         State { records: self.records.changes().collect(), keys: packed, rests }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::fixtures;
+    use turnpike_config::NodeRecord;
+
+    fn nodes() -> impl Iterator<Item = Change> {
+        let like = fixtures::routing().nodes.values().next().unwrap().clone();
+        (0..).map(move |n: u32| Change::PutNode(NodeRecord { name: n.to_string(), ..like.clone() }))
+    }
+
+    #[test]
+    fn too_many_records_and_too_large_ones_are_refused_while_they_come() {
+        let mut image = Image::default();
+        let refused = nodes().map(|node| image.build(node)).position(|built| built.is_err());
+        assert_eq!(refused, Some(MAX_RECORDS));
+        let mut image = Image::default();
+        let huge = "x".repeat(MAX_WEIGHT / 8);
+        let models = (0..9).map(|n| {
+            let like = fixtures::routing().models.values().next().unwrap().clone();
+            Change::PutModel(turnpike_config::ModelRecord { id: n.to_string(), provider: huge.clone(), ..like })
+        });
+        let outcomes: Vec<_> = models.map(|model| image.build(model)).collect();
+        assert!(outcomes[..7].iter().all(Result::is_ok));
+        assert!(outcomes.last().is_some_and(|last| last.as_ref().is_err_and(|reason| reason.contains("bytes"))));
+    }
+}

@@ -27,18 +27,25 @@ impl From<Refusal> for PushReply {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Apply these to what is held, then call [`Follower::adopt`] and acknowledge.
+    /// Apply these to what is held, serve by that with [`Follower::pending`] on top, then call [`Follower::adopt`] and
+    /// acknowledge.
     Apply {
         /// In order.
         changes: Vec<Change>,
         /// What is held then.
         to: Position,
     },
-    /// Fetch these chunks, make a new state out of them and of [`Follower::pending`], then call [`Follower::adopt`] and
-    /// acknowledge.
+    /// Fetch these chunks, make a new state out of them, serve by that with [`Follower::pending`] on top, then call
+    /// [`Follower::adopt`] and acknowledge.
     Fetch(Manifest),
-    /// Apply this at once; nothing is acknowledged.
-    ApplyNow(Change),
+    /// Serve by this as well, at once; nothing is acknowledged. It does not become part of what is held: that a position
+    /// says which state is held would not be so any more, should the log be set back to before this.
+    ApplyNow {
+        /// Where it is in the log.
+        version: u64,
+        /// What changes.
+        change: Change,
+    },
     /// It is held already: acknowledge.
     Held(Position),
     /// It is known already, and nobody waits for an answer.
@@ -52,8 +59,8 @@ pub struct Follower {
     region: String,
     trust: Trust,
     held: Position,
-    /// Urgent entries beyond what is held, by version.
-    urgent: BTreeMap<u64, Change>,
+    /// Urgent entries beyond what is held, by version, each with its hash.
+    urgent: BTreeMap<u64, (Hash, Change)>,
 }
 
 impl Follower {
@@ -102,7 +109,6 @@ impl Follower {
                 Err(reason) => return refuse(format!("version {version}: {reason}")),
             }
         }
-        changes.extend(self.pending(to.version));
         Ok(Step::Apply { changes, to })
     }
 
@@ -114,7 +120,7 @@ impl Follower {
         Ok(included.then_some(entry.change))
     }
 
-    fn take_manifest(&self, manifest: Manifest) -> Result<Step, Refusal> {
+    fn take_manifest(&mut self, manifest: Manifest) -> Result<Step, Refusal> {
         let refuse = |reason: String| Err(Refusal { version: manifest.at.version, reason });
         let Manifest { at, replaces, .. } = manifest;
         if manifest.chunks.len() > MAX_CHUNKS {
@@ -135,16 +141,22 @@ impl Follower {
                 at.version
             ));
         }
+        if replaces > 0 {
+            // What was urgent on the way that is left; what is so on the new one is sent after the manifest.
+            self.urgent.retain(|version, _| *version <= at.version || *version > replaces);
+        }
         Ok(Step::Fetch(manifest))
     }
 
     fn take_urgent(&mut self, urgent: &Urgent) -> Result<Step, Refusal> {
         let version = urgent.version;
         let refuse = |reason: String| Err(Refusal { version, reason });
-        if version <= self.held.version || self.urgent.contains_key(&version) {
+        let entry = Hash::of(&urgent.entry);
+        // Another one at the same version is from after the log was set back.
+        if version <= self.held.version || self.urgent.get(&version).is_some_and(|(known, _)| *known == entry) {
             return Ok(Step::Nothing);
         }
-        let statement = Statement::Urgent { version, entry: Hash::of(&urgent.entry) };
+        let statement = Statement::Urgent { version, entry };
         if !self.trust.accepts(statement, &urgent.signature) {
             return refuse("it is signed by no key that this edge trusts".to_owned());
         }
@@ -153,17 +165,24 @@ impl Follower {
         }
         match self.read(&urgent.entry) {
             Ok(Some(change)) => {
-                self.urgent.insert(version, change.clone());
-                Ok(Step::ApplyNow(change))
+                self.urgent.insert(version, (entry, change.clone()));
+                Ok(Step::ApplyNow { version, change })
             }
             Ok(None) => Ok(Step::Nothing),
             Err(reason) => refuse(reason),
         }
     }
 
-    /// Urgent changes beyond a version, in order: a state at that version is served by with these on top.
-    pub fn pending(&self, version: u64) -> impl Iterator<Item = Change> + '_ {
-        self.urgent.range(version.saturating_add(1)..).map(|(_, change)| change.clone())
+    /// Urgent changes beyond a version, with their versions, in order: a state at that version is served by with these on top.
+    pub fn pending(&self, version: u64) -> impl Iterator<Item = (u64, Change)> + '_ {
+        self.urgent.range(version.saturating_add(1)..).map(|(version, (_, change))| (*version, change.clone()))
+    }
+
+    /// Knows again, after a start, of an urgent change that it was told of before.
+    pub fn recall(&mut self, version: u64, change: Change) {
+        if version > self.held.version {
+            self.urgent.insert(version, (Hash::default(), change));
+        }
     }
 
     /// It is served by now.

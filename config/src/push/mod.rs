@@ -7,6 +7,8 @@
 pub mod chunks;
 mod follower;
 mod session;
+#[cfg(test)]
+mod simulation;
 
 pub use follower::{Follower, Refusal, Step};
 pub use session::{Session, Want};

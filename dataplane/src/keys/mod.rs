@@ -12,3 +12,6 @@ mod table;
 pub(crate) use entry::{Entry, Rest, Short, short_of};
 pub(crate) use packed::{Builder, Packed, Tables, merge};
 pub(crate) use table::KeyTable;
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,6 @@ pub(crate) mod fixtures {
     pub(crate) fn routing() -> Routing {
         let organization = OrgId(Uuid::from_u128(1));
         let mut routing = Routing::default();
-        routing.version = 1;
         let served = vec![Served { model: "m".into(), version: "v1".into() }];
         let node = |name: &str, port| {
             Change::PutNode(NodeRecord {
@@ -95,6 +94,7 @@ pub(crate) mod fixtures {
         ] {
             routing.apply(change);
         }
+        routing.version = 1;
         routing
     }
 

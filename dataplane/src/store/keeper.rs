@@ -1,13 +1,12 @@
 //! Writes down what is served by, on a thread of its own: whoever pushes does not wait for the disk.
 
-use super::base::{self, Base};
-use super::log::{Log, Record};
-use super::open::{base_path, generations, log_path, reread};
+use super::base::Base;
+use super::generations::Generations;
+use super::log::Record;
+use super::recover::{records, reread};
 use super::starts::Starts;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
-use turnpike_config::log::Position;
 
 /// Steps that wait for the disk. What is beyond is not kept: the next start begins before it.
 const WAITING: usize = 1_024;
@@ -65,58 +64,6 @@ impl Keeper {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => tracing::error!("the disk is too slow: a version of the routing is not kept"),
             Err(TrySendError::Disconnected(_)) => tracing::error!("routing is not kept any more"),
-        }
-    }
-}
-
-/// The files that are written to.
-pub(super) struct Generations {
-    directory: PathBuf,
-    newest: u64,
-    log: Log,
-    /// Where the newest log ends.
-    at: Position,
-    /// Bytes of the newest whole state.
-    whole: u64,
-}
-
-impl Generations {
-    pub(super) fn new(directory: &Path, newest: u64, log: Log, at: Position) -> Self {
-        let whole = std::fs::metadata(base_path(directory, newest)).map_or(0, |file| file.len());
-        Self { directory: directory.to_owned(), newest, log, at, whole }
-    }
-
-    /// Begins anew, and removes what was there.
-    pub(super) fn afresh(directory: &Path, generation: u64, base: Option<&Base>) -> std::io::Result<Self> {
-        base.map_or(Ok(()), |base| base::save(&base_path(directory, generation), base))?;
-        let log = Log::create(&log_path(directory, generation))?;
-        let new = Self::new(directory, generation, log, base.map(|base| base.at).unwrap_or_default());
-        new.forget(generation);
-        Ok(new)
-    }
-
-    /// Begins a new generation with a whole state.
-    fn begin(&mut self, base: &Base) -> std::io::Result<()> {
-        let next = self.newest + 1;
-        // The log first: alone it says nothing, and a whole state without one would hide what is still being written.
-        let log = Log::create(&log_path(&self.directory, next))?;
-        base::save(&base_path(&self.directory, next), base)?;
-        (self.log, self.newest, self.at) = (log, next, base.at);
-        self.whole = std::fs::metadata(base_path(&self.directory, next))?.len();
-        self.forget(next - 1);
-        Ok(())
-    }
-
-    /// Removes what is before a generation.
-    fn forget(&self, first: u64) {
-        for old in generations(&self.directory).unwrap_or_default().range(..first) {
-            for path in [base_path(&self.directory, *old), log_path(&self.directory, *old)] {
-                if let Err(error) = std::fs::remove_file(&path)
-                    && error.kind() != std::io::ErrorKind::NotFound
-                {
-                    tracing::warn!(file = %path.display(), %error, "an old routing cannot be removed");
-                }
-            }
         }
     }
 }
@@ -188,6 +135,8 @@ impl Work {
 
     /// A whole state replaces everything that is kept.
     fn begin(&mut self, base: &Base) {
+        // The generation before stays whole: it may be needed.
+        self.write();
         self.unwritten.clear();
         let begun = self.generations.begin(base);
         self.said("cannot be kept for the next start", &begun);
@@ -196,11 +145,12 @@ impl Work {
     /// Makes a new generation of the newest one.
     fn renew(&mut self) {
         match reread(&self.generations.directory) {
-            Ok(base) if base.at == self.generations.at => {
+            Ok((base, early)) if base.at == self.generations.at => {
                 let begun = self.generations.begin(&base);
+                let begun = begun.and_then(|()| self.generations.log.append(&records(base.at, &early)));
                 self.said("cannot be written anew", &begun);
             }
-            Ok(base) => tracing::error!(version = base.at.version, "the routing on disk is not what was written"),
+            Ok((base, _)) => tracing::error!(version = base.at.version, "the routing on disk is not what was written"),
             Err(error) => tracing::error!(%error, "the routing on disk cannot be read again: its log goes on growing"),
         }
     }

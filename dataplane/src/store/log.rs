@@ -12,7 +12,7 @@ const MAGIC: &[u8; 8] = b"TPKSTEP1";
 /// Most bytes of one record: more than a push can have.
 const MOST: u64 = 64 << 20;
 
-/// A step from one position to another, or at the same one.
+/// A step from one position to another, or an early change at one.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Record {
     #[n(0)]
@@ -21,6 +21,9 @@ pub(crate) struct Record {
     pub(crate) to: Position,
     #[n(2)]
     pub(crate) changes: Vec<Change>,
+    /// The changes are from this version, which is beyond the position: served by already, and not part of its state.
+    #[n(3)]
+    pub(crate) early: Option<u64>,
 }
 
 /// A log that is written to.

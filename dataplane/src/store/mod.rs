@@ -9,9 +9,11 @@
 
 mod base;
 mod checked;
+mod generations;
 mod keeper;
 mod log;
 mod open;
+mod recover;
 mod starts;
 
 pub(crate) use base::Base;

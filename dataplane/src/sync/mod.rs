@@ -45,7 +45,7 @@ impl Sync {
         match opened.state {
             Some(base) => {
                 let version = base.at.version;
-                match adopter.first(&base) {
+                match adopter.first(&base, opened.early.values().flatten().cloned().collect()) {
                     Ok(()) => tracing::info!(version, "serving by the last good routing on disk"),
                     Err(reason) => tracing::error!(version, reason, "the routing on disk cannot be used"),
                 }
@@ -53,7 +53,10 @@ impl Sync {
             None => tracing::info!("no routing on disk yet: waiting for the control plane"),
         }
         let held = edge.snapshot.load().at;
-        let follower = Follower::new(edge.name.clone(), edge.settings.region.clone(), trust, held);
+        let mut follower = Follower::new(edge.name.clone(), edge.settings.region.clone(), trust, held);
+        for (version, changes) in opened.early {
+            changes.into_iter().for_each(|change| follower.recall(version, change));
+        }
         Ok(Self { edge, follower, adopter: Arc::new(adopter), chunks })
     }
 

@@ -91,7 +91,8 @@ async fn take(
             if fetching.is_some() {
                 return Err(LinkError::Lost("changes to a state that is being replaced".to_owned()));
             }
-            match tokio::task::block_in_place(|| sync.adopter.apply(changes, to)) {
+            let early = sync.follower.pending(to.version).map(|(_, change)| change).collect();
+            match tokio::task::block_in_place(|| sync.adopter.apply(changes, to, early)) {
                 Ok(()) => {
                     sync.edge.metrics.pushes_applied.inc();
                     Some(sync.follower.adopt(to))
@@ -106,8 +107,8 @@ async fn take(
             }
             Err(reason) => Some(refused(sync, manifest.at.version, reason)),
         },
-        Ok(Step::ApplyNow(change)) => {
-            tokio::task::block_in_place(|| sync.adopter.apply_early(change));
+        Ok(Step::ApplyNow { version, change }) => {
+            tokio::task::block_in_place(|| sync.adopter.apply_early(version, change));
             None
         }
         Ok(Step::Held(at)) => Some(PushReply::Ack(at)),
@@ -137,8 +138,8 @@ fn finish(
 ) -> Result<PushReply, LinkError> {
     let reply = match fetched {
         Ok(Fetched { base, next }) => {
-            let pending = sync.follower.pending(at.version).collect();
-            tokio::task::block_in_place(|| sync.adopter.replace(base, next, pending, began));
+            let early = sync.follower.pending(at.version).collect();
+            tokio::task::block_in_place(|| sync.adopter.replace(base, next, early, began));
             sync.edge.metrics.pushes_applied.inc();
             sync.follower.adopt(at)
         }

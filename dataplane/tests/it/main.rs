@@ -1,7 +1,7 @@
 //! An edge on its own, with nothing behind it: what it tells clients and operators, and how it stops.
 #![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ED25519};
 use reqwest::{Certificate, Client, StatusCode, Version};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -31,6 +31,8 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new([host.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
         std::fs::write(directory.join("ca.pem"), self.0.pem()).unwrap();
+        let signing = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        std::fs::write(directory.join("signing.pem"), signing.public_key_pem()).unwrap();
         std::fs::write(directory.join(format!("{name}.pem")), leaf.pem()).unwrap();
         std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
     }
@@ -49,7 +51,8 @@ fn settings(directory: &Path, listen: SocketAddr, admin: SocketAddr, http: &str)
     let text = format!(
         "data_dir = \"{here}/data\"\n[http]\nlisten = \"{listen}\"\n{http}\n[admin]\nlisten = \"{admin}\"\n\
          [control]\naddress = \"127.0.0.1:9\"\n\
-         [tls]\nca = \"{here}/ca.pem\"\ncert = \"{here}/edge.pem\"\nkey = \"{here}/edge.key\"\n"
+         [tls]\nca = \"{here}/ca.pem\"\ncert = \"{here}/edge.pem\"\nkey = \"{here}/edge.key\"\n\
+         [signing]\ntrusted = \"{here}/signing.pem\"\n"
     );
     Settings::load("edge.toml", &text, &|_| None).unwrap()
 }
@@ -143,6 +146,10 @@ fn what_keeps_it_from_starting_is_named() {
     let missing = "tls_cert = \"/nowhere/site.pem\"\ntls_key = \"/nowhere/site.key\"";
     let error = start(free_address(), missing);
     assert!(error.contains("/nowhere/site.pem"), "{error}");
+
+    std::fs::write(directory.path().join("signing.pem"), "").unwrap();
+    let error = start(free_address(), "");
+    assert!(error.contains("signing.trusted") && error.contains("no PUBLIC KEY"), "{error}");
 
     authority.issue(directory.path(), "edge", &domain(Role::Node, "n1"));
     let error = start(free_address(), "");
