@@ -129,7 +129,8 @@ pub(crate) async fn since(
     version: u64,
     limit: usize,
 ) -> Result<Vec<Logged>, StoreError> {
-    let rows: Vec<(i64, Vec<u8>, Vec<u8>, DateTime<Utc>)> = sqlx::query_as(
+    type Row = (i64, Vec<u8>, Vec<u8>, DateTime<Utc>);
+    let rows: Vec<Row> = sqlx::query_as(
         "SELECT version, entry, chain, created_at FROM config_log WHERE version > $1 ORDER BY version LIMIT $2",
     )
     .bind(stored(version)?)

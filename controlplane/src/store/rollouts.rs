@@ -110,7 +110,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, rollout: &Rollout) -> 
     .bind(rollout.prune)
     .bind(&rollout.changes)
     .bind(&rollout.stages)
-    .bind(&rollout.rules)
+    .bind(rollout.rules)
     .bind(&rollout.state)
     .bind(rollout.stage)
     .bind(rollout.told_version)

@@ -86,11 +86,11 @@ impl Edge {
                     for hash in manifest.chunks {
                         self.fetch(hash).await.into_iter().for_each(|change| self.routing.apply(change));
                     }
-                    self.follower.pending(manifest.at.version).for_each(|change| self.routing.apply(change));
+                    self.follower.pending(manifest.at.version).for_each(|(_, change)| self.routing.apply(change));
                     self.adopt(manifest.at);
                     return Kind::Snapshot;
                 }
-                Step::ApplyNow(change) => self.routing.apply(change),
+                Step::ApplyNow { change, .. } => self.routing.apply(change),
                 Step::Held(_) => return Kind::Snapshot,
                 Step::Nothing => {}
             }
