@@ -74,14 +74,27 @@ enum Command {
     },
 }
 
+/// Files that declare something.
 #[derive(Clone, Debug, clap::Args)]
-struct Source {
+pub(crate) struct Source {
     /// A TOML file, or a directory of them.
     #[arg(short = 'f', long = "files", value_name = "PATH")]
     files: PathBuf,
     /// Also take away what is not declared: routes are removed, keys revoked for good, models switched off.
     #[arg(long)]
     prune: bool,
+}
+
+impl Source {
+    /// The documents in them.
+    pub(crate) fn read(&self) -> anyhow::Result<Map<String, Value>> {
+        read(&self.files)
+    }
+
+    /// Whether what they do not name is taken away.
+    pub(crate) const fn prune(&self) -> bool {
+        self.prune
+    }
 }
 
 /// What was done, or would be.
@@ -92,8 +105,9 @@ struct Outcome {
     unchanged: usize,
 }
 
+/// One record that differs.
 #[derive(Debug, Deserialize)]
-struct Step {
+pub(crate) struct Step {
     kind: String,
     name: String,
     action: String,
@@ -150,7 +164,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn send(client: &Client, source: &Source, dry_run: bool, reason: Option<&str>) -> anyhow::Result<Outcome> {
-    let documents = read(&source.files)?;
+    let documents = source.read()?;
     let body = json!({"documents": documents, "prune": source.prune, "dry_run": dry_run, "reason": reason});
     Ok(client.post("/config/documents", &body).await?)
 }
@@ -210,11 +224,7 @@ fn export(documents: &Table, directory: &Path, out: &mut impl std::io::Write) ->
 }
 
 fn text(outcome: &Outcome, dry_run: bool) -> String {
-    let mut text = String::new();
-    for step in &outcome.steps {
-        text.push_str(&format!("{} {} {}\n", step.action, step.kind, step.name));
-        text.push_str(&diff_text(&step.diff));
-    }
+    let mut text = steps_text(&outcome.steps);
     let (changed, unchanged) = (outcome.steps.len(), outcome.unchanged);
     text.push_str(&match (changed, dry_run) {
         (0, _) => format!("nothing to change, {unchanged} as declared\n"),
@@ -222,6 +232,12 @@ fn text(outcome: &Outcome, dry_run: bool) -> String {
         (_, false) => format!("{changed} changed, {unchanged} as declared; version {}\n", outcome.version),
     });
     text
+}
+
+/// Records that differ, each with its fields.
+pub(crate) fn steps_text(steps: &[Step]) -> String {
+    let text = |step: &Step| format!("{} {} {}\n{}", step.action, step.kind, step.name, diff_text(&step.diff));
+    steps.iter().map(text).collect()
 }
 
 fn diff_text(diff: &[FieldDiff]) -> String {

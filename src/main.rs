@@ -11,6 +11,7 @@ mod pki;
 mod plane;
 mod private;
 mod reconcile;
+mod rollout;
 mod shutdown;
 mod up;
 mod usage;
@@ -47,6 +48,8 @@ enum Command {
     Usage(usage::Args),
     /// Declare configuration in files, and see what changed.
     Config(config::Args),
+    /// Let changes reach one edge, then its region, then all.
+    Rollout(rollout::Args),
     /// List, show and make invoices.
     Invoices(invoices::Args),
     /// Compare the books of a day: edges, nodes, the usage ledger, daily sums, invoices.
@@ -82,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::GpuNode(args) => plane::gpu_node(&args),
         Command::Usage(args) => usage::run(&args),
         Command::Config(args) => config::run(&args),
+        Command::Rollout(args) => rollout::run(&args),
         Command::Invoices(args) => invoices::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
         Command::Certs(command) => certs::run(&command),
