@@ -90,6 +90,7 @@ fn changes(keys: u32) -> impl Iterator<Item = Change> {
             limits: RateLimits::default(),
             model_limits: ModelLimits::default(),
             budget: None,
+            prepaid: None,
             cache_generation: 0,
         })
     });

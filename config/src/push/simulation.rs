@@ -77,6 +77,7 @@ impl Log {
             limits: RateLimits::default(),
             model_limits: ModelLimits::default(),
             budget: None,
+            prepaid: None,
             cache_generation: 0,
         }));
         let start = Position { version: 0, chain: Hash::of(b"this deployment") };
