@@ -2,7 +2,6 @@
 
 use crate::limits::{Budget, ModelLimits, Prepaid, RateLimits};
 use crate::route::{RouteId, RouteRecord};
-use crate::validate::World;
 use crate::{CacheKey, CachePolicy, KeyDigest, KeyId, OrgId, Price, PriceVersion};
 use minicbor::{Decode, Encode};
 use rpds::RedBlackTreeMapSync;
@@ -469,40 +468,12 @@ impl Routing {
         let routes = self.routes.values().cloned().map(Change::PutRoute);
         orgs.chain(models).chain(routes).chain(nodes).chain(purged).chain(keys)
     }
-
-    /// Everything that makes this state unfit to serve, each with the record at fault; empty if it is fit. Looks at every
-    /// record; after a few changes, [`World::fault`] looks at those.
-    pub fn faults(&self) -> Vec<String> {
-        self.changes().filter_map(|change| self.fault(&change)).collect()
-    }
-}
-
-impl World for Routing {
-    fn has_org(&self, id: &OrgId) -> bool {
-        self.orgs.contains_key(id)
-    }
-
-    fn owns_keys(&self, id: &OrgId) -> bool {
-        self.owned.contains_key(id)
-    }
-
-    fn model(&self, id: &str) -> Option<&ModelRecord> {
-        self.models.get(id)
-    }
-
-    fn routes_to<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a RouteRecord> {
-        let leads = move |route: &&RouteRecord| route.policy.destinations().any(|(_, to, _)| to == model);
-        self.routes.values().filter(leads)
-    }
-
-    fn route_of(&self, organization: &OrgId) -> Option<&RouteId> {
-        self.routes.keys().find(|id| id.organization.as_ref() == Some(organization))
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::World as _;
     use crate::route::{RoutePolicy, Target};
     use uuid::Uuid;
 

@@ -3,7 +3,7 @@
 
 use crate::limits::{ModelLimits, RateLimits};
 use crate::route::{RouteId, RouteRecord};
-use crate::routing::{Change, KeyRecord, ModelRecord, NodeRecord, OrgRecord};
+use crate::routing::{Change, KeyRecord, ModelRecord, NodeRecord, OrgRecord, Routing};
 use crate::{NodeUrl, OrgId};
 
 /// What changes are checked against: the state as it is after all of them.
@@ -77,6 +77,37 @@ pub trait World {
             }
         }
         None
+    }
+}
+
+impl World for Routing {
+    fn has_org(&self, id: &OrgId) -> bool {
+        self.orgs.contains_key(id)
+    }
+
+    fn owns_keys(&self, id: &OrgId) -> bool {
+        self.owned.contains_key(id)
+    }
+
+    fn model(&self, id: &str) -> Option<&ModelRecord> {
+        self.models.get(id)
+    }
+
+    fn routes_to<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a RouteRecord> {
+        let leads = move |route: &&RouteRecord| route.policy.destinations().any(|(_, to, _)| to == model);
+        self.routes.values().filter(leads)
+    }
+
+    fn route_of(&self, organization: &OrgId) -> Option<&RouteId> {
+        self.routes.keys().find(|id| id.organization.as_ref() == Some(organization))
+    }
+}
+
+impl Routing {
+    /// Everything that makes this state unfit to serve, each with the record at fault; empty if it is fit. Looks at every
+    /// record; after a few changes, [`World::fault`] looks at those.
+    pub fn faults(&self) -> Vec<String> {
+        self.changes().filter_map(|change| self.fault(&change)).collect()
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::feed::Feed;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
-use crate::links::Notes;
 use crate::metrics::Metrics;
+use crate::notes::Notes;
 use crate::performance::Reported;
 use crate::rollup::Rollup;
 use crate::roster::{EdgeLive, NodeLive, Roster};

@@ -20,6 +20,7 @@ mod invoicing;
 mod ledger;
 mod links;
 mod metrics;
+mod notes;
 mod partitions;
 mod performance;
 mod posting;

@@ -65,9 +65,10 @@ impl Session {
         self.sent = Sent::Delta(to);
     }
 
-    /// A manifest was sent of the state at this position.
-    pub const fn sent_snapshot(&mut self, at: Position) {
-        self.sent = Sent::Snapshot(at, at.version);
+    /// A manifest was sent of the state at this position, to an edge that serves by something up to `serves`, as far as
+    /// that is known. Urgent entries since then do not wait until the state is fetched, those that are in it neither.
+    pub const fn sent_snapshot(&mut self, at: Position, serves: u64) {
+        self.sent = Sent::Snapshot(at, if serves < at.version { serves } else { at.version });
     }
 
     /// Urgent entries were sent up to this version.

@@ -290,7 +290,8 @@ impl Link {
             Want::Delta(_) | Want::Snapshot => {
                 let manifest = Manifest::new(head, vec![head.chain], log.replaces, &log.signer);
                 self.down.push_back(PushFrame::Manifest(manifest));
-                self.session.sent_snapshot(head);
+                let serves = self.session.held().map_or(u64::MAX, |held| held.version);
+                self.session.sent_snapshot(head, serves);
             }
             Want::Urgent(after) => {
                 self.down.extend(log.urgent_after(after).into_iter().map(PushFrame::Urgent));

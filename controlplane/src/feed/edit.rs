@@ -99,7 +99,10 @@ impl<'f> Edit<'f> {
             routing.apply(entry.change.clone());
             entries.push(NewEntry { entry, before });
         }
-        let faults: Vec<String> = entries.iter().filter_map(|new| routing.fault(&new.entry.change)).collect();
+        // What was changed again, such as a key that is made and dropped together, is not looked at.
+        let mut seen = HashSet::new();
+        let last = entries.iter().rev().map(|new| &new.entry.change).filter(|change| seen.insert(change.subject()));
+        let faults: Vec<String> = last.filter_map(|change| routing.fault(change)).collect();
         if faults.is_empty() { Ok(entries) } else { Err(FeedError::Faults(faults)) }
     }
 

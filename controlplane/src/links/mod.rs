@@ -7,7 +7,7 @@ mod notes;
 mod push;
 mod watch;
 
-pub(crate) use notes::{Notes, run as write_notes};
+pub(crate) use notes::run as write_notes;
 pub(crate) use watch::watch_silence;
 
 use crate::context::Context;

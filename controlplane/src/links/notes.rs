@@ -1,11 +1,9 @@
-//! What the operator is shown of edges, written together: thousands of edges acknowledge one change at once.
+//! Writes what the operator is shown of edges.
 
 use crate::context::Context;
-use crate::store::edges::{self, News};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::store::edges;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,45 +13,13 @@ const REST: Duration = Duration::from_millis(50);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What was not written yet, by edge. An edge is served also while the database is away; the notes wait.
-#[derive(Debug, Default)]
-pub(crate) struct Notes {
-    news: Mutex<BTreeMap<String, News>>,
-    came: Notify,
-}
-
-impl Notes {
-    fn news(&self) -> MutexGuard<'_, BTreeMap<String, News>> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes something of an edge.
-    pub(crate) fn put(&self, edge: &str, news: News) {
-        self.news().entry(edge.to_owned()).or_default().update(news);
-        self.came.notify_one();
-    }
-
-    /// Puts back what could not be written; what came since is newer.
-    fn put_back(&self, unwritten: BTreeMap<String, News>) {
-        let mut news = self.news();
-        for (edge, mut old) in unwritten {
-            if let Some(newer) = news.remove(&edge) {
-                old.update(newer);
-            }
-            news.insert(edge, old);
-        }
-        drop(news);
-        self.came.notify_one();
-    }
-}
-
 /// Writes notes until stopped, and once more then.
 pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut away = false;
     loop {
         let stopping = tokio::select! {
             () = stop.cancelled() => true,
-            () = context.notes.came.notified() => false,
+            () = context.notes.came() => false,
         };
         let written = write(&context).await;
         match &written {
@@ -71,7 +37,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn write(context: &Context) -> Result<(), crate::store::StoreError> {
-    let news = std::mem::take(&mut *context.notes.news());
+    let (batch, news) = context.notes.take();
     if news.is_empty() {
         return Ok(());
     }
@@ -80,8 +46,9 @@ async fn write(context: &Context) -> Result<(), crate::store::StoreError> {
         edges::note(&mut connection, &news).await
     };
     let written = written.await;
-    if written.is_err() {
-        context.notes.put_back(news);
+    match &written {
+        Ok(()) => context.notes.wrote(batch),
+        Err(_) => context.notes.put_back(news),
     }
     written
 }

@@ -22,6 +22,8 @@ use turnpike_config::push::{ChunkReply, ChunkRequest, EdgeHello, PushReply, Sess
 const PUSH_DEADLINE: Duration = Duration::from_secs(60);
 /// An edge fetches and adopts a whole state within this time.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+/// An edge that comes is not kept waiting longer for its being noted.
+const NOTING: Duration = Duration::from_secs(1);
 /// Longest refusal that is kept, characters.
 const MAX_REASON: usize = 1000;
 
@@ -41,7 +43,8 @@ pub(super) async fn push(
     let live = EdgeLive { region, build, holds: hello.holds.version, since: Utc::now() };
     let session = context.edges.enter(name, connection.clone(), live.clone());
     context.metrics.edges_connected.set(context.edges.len());
-    context.notes.put(name, News::hello(&live));
+    // What an edge holds says what it may still act on, such as money: that is noted before it is told anything else.
+    context.notes.put_and_wait(name, News::hello(&live), NOTING).await;
     let result = tokio::select! {
         () = stop.cancelled() => Ok(()),
         result = Push::new(name, hello, (session, live), context).await.run(stream) => result,
@@ -60,6 +63,8 @@ struct Push<'a> {
     link: (u64, EdgeLive),
     /// A state that it is sent must not be older than this version: it holds it, or refused what came before it.
     least: u64,
+    /// The newest version that it said it serves by; the present one if it serves by none of this log.
+    serves: u64,
     session: Session,
     /// What was published when something was last sent.
     sent: Option<Arc<Published>>,
@@ -77,7 +82,17 @@ impl<'a> Push<'a> {
         });
         let session = Session::new(known.then_some(hello.holds));
         let least = if known { hello.holds.version } else { 0 };
-        Self { edge: (name, &hello.region), link, least, session, sent: None, answer_by: Instant::now(), context }
+        let serves = if known { hello.holds.version } else { u64::MAX };
+        Self {
+            edge: (name, &hello.region),
+            link,
+            least,
+            serves,
+            session,
+            sent: None,
+            answer_by: Instant::now(),
+            context,
+        }
     }
 
     async fn run(mut self, Stream { mut send, recv }: Stream) -> Result<(), LinkError> {
@@ -143,7 +158,7 @@ impl<'a> Push<'a> {
     async fn send_snapshot(&mut self, published: &Arc<Published>, send: &mut SendStream) -> Result<(), LinkError> {
         let manifest = self.context.feed.manifest(published, self.edge, self.least).await;
         let (frame, at) = manifest.ok_or_else(|| LinkError::Lost("no snapshot can be made".to_owned()))?;
-        self.session.sent_snapshot(at);
+        self.session.sent_snapshot(at, self.serves);
         self.wrote(PushKind::Snapshot, published);
         write(send, frame).await
     }
@@ -163,6 +178,7 @@ impl<'a> Push<'a> {
             PushReply::Ack(at) => {
                 debug!(edge = name, version = at.version, "acked");
                 self.least = at.version;
+                self.serves = at.version;
                 self.observe_delay(*at);
                 self.link.1.holds = at.version;
                 self.context.edges.set(name, self.link.0, self.link.1.clone());
