@@ -165,12 +165,29 @@ CREATE TABLE public.billing_accounts (
     CONSTRAINT billing_accounts_tax_rate_check CHECK (((tax_rate >= (0)::numeric) AND (tax_rate <= (100)::numeric)))
 );
 
+CREATE TABLE public.config_head (
+    one boolean DEFAULT true NOT NULL,
+    version bigint NOT NULL,
+    chain bytea NOT NULL,
+    rewinds_from bigint DEFAULT 0 NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT config_head_chain_check CHECK ((octet_length(chain) = 32)),
+    CONSTRAINT config_head_one_check CHECK (one),
+    CONSTRAINT config_head_rewinds_from_check CHECK ((rewinds_from >= 0)),
+    CONSTRAINT config_head_version_check CHECK ((version >= 0))
+);
+
 CREATE TABLE public.config_log (
     version bigint NOT NULL,
     change jsonb NOT NULL,
     author text NOT NULL,
     reason text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    entry bytea NOT NULL,
+    chain bytea NOT NULL,
+    audience jsonb,
+    before jsonb,
+    CONSTRAINT config_log_chain_check CHECK ((octet_length(chain) = 32)),
     CONSTRAINT config_log_version_check CHECK ((version > 0))
 );
 
@@ -243,7 +260,8 @@ CREATE TABLE public.edges (
     complete_to timestamp with time zone DEFAULT now() NOT NULL,
     linked_at timestamp with time zone DEFAULT now() NOT NULL,
     began_to timestamp with time zone,
-    settled_to timestamp with time zone
+    settled_to timestamp with time zone,
+    nacked_version bigint
 );
 
 CREATE TABLE public.files (
@@ -420,6 +438,17 @@ CREATE TABLE public.model_prices (
     CONSTRAINT model_prices_pricing_check CHECK ((jsonb_typeof(pricing) = 'object'::text)),
     CONSTRAINT model_prices_request_check CHECK ((request >= (0)::numeric)),
     CONSTRAINT model_prices_version_check CHECK ((version > 0))
+);
+
+CREATE TABLE public.model_routes (
+    id uuid NOT NULL,
+    name text NOT NULL,
+    organization_id uuid,
+    policy jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT model_routes_name_check CHECK (((length(name) >= 1) AND (length(name) <= 100))),
+    CONSTRAINT model_routes_policy_check CHECK ((jsonb_typeof(policy) = 'object'::text))
 );
 
 CREATE TABLE public.model_versions (
@@ -607,6 +636,29 @@ CREATE TABLE public.reconciliations (
     cost_usd numeric(30,12) NOT NULL
 );
 
+CREATE TABLE public.rollouts (
+    id uuid NOT NULL,
+    author text NOT NULL,
+    reason text,
+    documents jsonb NOT NULL,
+    prune boolean NOT NULL,
+    changes jsonb NOT NULL,
+    stages jsonb NOT NULL,
+    rules jsonb NOT NULL,
+    state text NOT NULL,
+    stage integer DEFAULT 0 NOT NULL,
+    told_version bigint NOT NULL,
+    told_at timestamp with time zone DEFAULT now() NOT NULL,
+    held_since timestamp with time zone,
+    note text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT rollouts_changes_check CHECK ((jsonb_typeof(changes) = 'array'::text)),
+    CONSTRAINT rollouts_stage_check CHECK ((stage >= 0)),
+    CONSTRAINT rollouts_stages_check CHECK ((jsonb_typeof(stages) = 'array'::text)),
+    CONSTRAINT rollouts_state_check CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'halted'::text, 'aborted'::text, 'done'::text])))
+);
+
 CREATE TABLE public.stripe_credit_notes (
     credit_note_id uuid NOT NULL,
     stripe_id character varying(100),
@@ -753,6 +805,9 @@ ALTER TABLE ONLY public.batch_jobs
 ALTER TABLE ONLY public.billing_accounts
     ADD CONSTRAINT billing_accounts_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.config_head
+    ADD CONSTRAINT config_head_pkey PRIMARY KEY (one);
+
 ALTER TABLE ONLY public.config_log
     ADD CONSTRAINT config_log_pkey PRIMARY KEY (version);
 
@@ -801,6 +856,12 @@ ALTER TABLE ONLY public.model_performance
 ALTER TABLE ONLY public.model_prices
     ADD CONSTRAINT model_prices_pkey PRIMARY KEY (model_id, version);
 
+ALTER TABLE ONLY public.model_routes
+    ADD CONSTRAINT model_routes_name_organization_key UNIQUE NULLS NOT DISTINCT (name, organization_id);
+
+ALTER TABLE ONLY public.model_routes
+    ADD CONSTRAINT model_routes_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.model_versions
     ADD CONSTRAINT model_versions_model_id_version_key UNIQUE (model_id, version);
 
@@ -845,6 +906,9 @@ ALTER TABLE ONLY public.recharges
 
 ALTER TABLE ONLY public.reconciliations
     ADD CONSTRAINT reconciliations_pkey PRIMARY KEY (day);
+
+ALTER TABLE ONLY public.rollouts
+    ADD CONSTRAINT rollouts_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.stripe_credit_notes
     ADD CONSTRAINT stripe_credit_notes_pkey PRIMARY KEY (credit_note_id);
@@ -988,6 +1052,8 @@ CREATE UNIQUE INDEX idx_recharges_one_open ON public.recharges USING btree (orga
 
 CREATE INDEX idx_recharges_organization_id ON public.recharges USING btree (organization_id, created_at);
 
+CREATE UNIQUE INDEX idx_rollouts_under_way ON public.rollouts USING btree ((true)) WHERE (state = ANY (ARRAY['running'::text, 'paused'::text]));
+
 CREATE INDEX idx_stripe_events_received_at ON public.stripe_events USING btree (received_at);
 
 CREATE INDEX idx_usage_adjustments_day ON public.usage_adjustments USING btree (organization_id, date, model_id);
@@ -1108,6 +1174,9 @@ ALTER TABLE ONLY public.invoices
 
 ALTER TABLE ONLY public.model_prices
     ADD CONSTRAINT model_prices_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id);
+
+ALTER TABLE ONLY public.model_routes
+    ADD CONSTRAINT model_routes_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id);
 
 ALTER TABLE ONLY public.model_versions
     ADD CONSTRAINT model_versions_model_id_fkey FOREIGN KEY (model_id) REFERENCES public.models(id) ON DELETE CASCADE;

@@ -112,7 +112,7 @@ impl Large {
 
     /// Writes it down, after which only what is served by is left.
     pub fn keep(&mut self, directory: &Path) -> Result<(), String> {
-        let keeper = store::open(directory).map_err(|e| e.to_string())?.keeper;
+        let keeper = store::open(directory, 0).map_err(|e| e.to_string())?.keeper;
         self.base.take().into_iter().for_each(|base| keeper.whole(base));
         keeper.succeeded();
         keeper.flush(Duration::from_secs(600));
@@ -121,7 +121,7 @@ impl Large {
 
     /// Starts from what was written down.
     pub fn restarted(directory: &Path) -> Result<Self, String> {
-        let base = store::open(directory).map_err(|e| e.to_string())?.state.ok_or("nothing was kept")?;
+        let base = store::open(directory, 0).map_err(|e| e.to_string())?.state.ok_or("nothing was kept")?;
         let next = Snapshot::default().replaced(&base.records, base.keys, base.at, &literal)?;
         Ok(Self { snapshot: next.snapshot, base: None })
     }

@@ -37,6 +37,8 @@ pub struct Settings {
     pub redis: Option<RedisSettings>,
     /// Most bytes of cached answers in memory.
     pub cache_max_bytes: u64,
+    /// An edge that died so often in a row by the same routing starts from the one before; 0 is never.
+    pub give_up_after: u32,
     /// Most bytes of journal kept on disk while the control plane does not take them; beyond, requests are refused.
     pub journal_max_bytes: u64,
 }
@@ -107,6 +109,7 @@ impl Settings {
         let drain_timeout = fields.or("drain.timeout", Duration::from_secs(30));
         let redis = redis(&mut fields);
         let cache_max_bytes = fields.or("cache.max_bytes", 256 << 20);
+        let give_up_after = fields.or("routing.give_up_after", 3);
         let journal_max_bytes = fields.or("journal.max_bytes", 4 << 30);
         if journal_max_bytes < MIN_JOURNAL {
             fields.mistake("journal.max_bytes", "expected 67108864 (64 MiB) or more: some segments must fit");
@@ -125,6 +128,7 @@ impl Settings {
                 drain_timeout,
                 redis,
                 cache_max_bytes,
+                give_up_after,
                 journal_max_bytes,
             })
         })();

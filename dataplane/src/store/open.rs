@@ -22,21 +22,23 @@ pub(crate) struct Opened {
     pub(crate) distrusted: Option<Position>,
 }
 
-/// Opens the directory, which is made if it is not there.
-pub(crate) fn open(directory: &Path) -> std::io::Result<Opened> {
+/// Opens the directory, which is made if it is not there. A state that the edge died by so often in a row is given up for
+/// the one before, if there is one: serving by what may kill is better than not serving at all.
+pub(crate) fn open(directory: &Path, give_up_after: u32) -> std::io::Result<Opened> {
     std::fs::create_dir_all(directory)?;
     let all = generations(directory)?;
     let mut starts = Starts::read(directory);
     let (mut found, mut given_up) = (newest(directory, &all, None), None);
-    if let Some(deadly) = found.as_ref().map(|found| found.at).filter(|at| starts.is_deadly(*at)) {
-        given_up = Some(deadly);
-        found = newest(directory, &all, given_up);
-        let version = found.as_ref().map_or(0, |found| found.at.version);
+    let deadly = found.as_ref().map(|found| found.at).filter(|at| starts.is_deadly(*at, give_up_after));
+    if let Some(deadly) = deadly
+        && let Some(before) = newest(directory, &all, Some(deadly)).filter(|before| before.at.version > 0)
+    {
         tracing::error!(
             given_up = deadly.version,
-            version,
+            version = before.at.version,
             "this edge died again and again by its newest routing: starting from the one before"
         );
+        (found, given_up) = (Some(before), Some(deadly));
     }
     let at = found.as_ref().map(|found| found.at).unwrap_or_default();
     starts.begin(at, given_up);

@@ -5,9 +5,6 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use turnpike_config::log::Position;
 
-/// A state that the edge died by so often in a row is not started from again.
-const DEATHS: u32 = 3;
-
 /// What was written down about starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {
@@ -36,8 +33,8 @@ impl Starts {
     }
 
     /// Whether the edge died by this state too often.
-    pub(super) fn is_deadly(&self, newest: Position) -> bool {
-        newest.version > 0 && self.noted.at == newest && self.noted.starts >= DEATHS
+    pub(super) fn is_deadly(&self, newest: Position, give_up_after: u32) -> bool {
+        give_up_after > 0 && newest.version > 0 && self.noted.at == newest && self.noted.starts >= give_up_after
     }
 
     /// The edge starts from a state, having given up another one.

@@ -38,7 +38,7 @@ pub(crate) struct Sync {
 impl Sync {
     /// Starts from the last good state on disk, if there is one.
     pub(crate) fn start(edge: Arc<Edge>, trust: Trust) -> std::io::Result<Self> {
-        let opened = store::open(&edge.settings.data_dir.join("routing"))?;
+        let opened = store::open(&edge.settings.data_dir.join("routing"), edge.settings.give_up_after)?;
         let chunks = ChunkFiles::open(edge.settings.data_dir.join("chunks"))?;
         let adopter = Adopter::new(Arc::clone(&edge), opened.keeper, opened.distrusted);
         edge.metrics.gave_up_version.set(i64::from(opened.given_up.is_some()));

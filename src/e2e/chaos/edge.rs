@@ -21,7 +21,8 @@ const EDGE_POINTS: [(&str, usize); 8] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_that_is_killed_anywhere_loses_nothing_and_counts_nothing_twice() {
-    let mut fleet = Fleet::start(&["n1", "n2"], "2ms").await;
+    // It dies by us, not by its routing.
+    let mut fleet = Fleet::start_with(&["n1", "n2"], "2ms", "routing.give_up_after = 0").await;
     let mut served = Served::new();
     for round in 0..rounds() {
         for (point, passes) in EDGE_POINTS {
