@@ -25,6 +25,7 @@ mod partitions;
 mod performance;
 mod posting;
 mod pricing;
+mod reason;
 mod reconcile;
 mod rollout;
 mod rollup;

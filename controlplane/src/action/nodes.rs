@@ -5,8 +5,9 @@ use crate::admission::Role;
 use crate::context::Context;
 use crate::feed::Edit;
 use crate::roster::LiveReport;
-use crate::store::edges::{self, Edge};
+use crate::store::edges::{self, Edge, Listed};
 use crate::store::nodes::{self, Node};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
 use turnpike_config::Change;
@@ -76,8 +77,44 @@ pub(crate) async fn list(context: &Context, after: Option<&str>, limit: i64) -> 
 }
 
 /// A page of edges.
-pub(crate) async fn list_edges(context: &Context, after: Option<&str>, limit: i64) -> Result<Vec<Edge>, ActionError> {
-    Ok(edges::list(&mut *context.store.read().await?, after, limit).await?)
+pub(crate) async fn list_edges(
+    context: &Context,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<EdgeView>, ActionError> {
+    let listed = edges::list(&mut *context.store.read().await?, after, limit).await?;
+    let now = Utc::now();
+    Ok(listed.into_iter().map(|edge| EdgeView::new(edge, now)).collect())
+}
+
+/// An edge that is behind for longer than this has something the matter, seconds.
+const LATE_S: i64 = 5;
+
+/// An edge with how it does.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct EdgeView {
+    /// As last seen.
+    #[serde(flatten)]
+    pub(crate) edge: Edge,
+    /// `healthy`, `behind` (for more than 5 s), `refusing` (the last version it was given) or `away`.
+    health: &'static str,
+    /// Versions that it does not serve by yet; what is for other edges counts as well.
+    lag_versions: i64,
+    /// Seconds since the first of them was made.
+    lag_seconds: i64,
+}
+
+impl EdgeView {
+    fn new(Listed { edge, behind, behind_since }: Listed, now: DateTime<Utc>) -> Self {
+        let lag_seconds = behind_since.map_or(0, |since| now.signed_duration_since(since).num_seconds().max(0));
+        let health = match &edge {
+            away if !away.connected => "away",
+            refusing if refusing.last_nack.is_some() => "refusing",
+            _ if lag_seconds > LATE_S => "behind",
+            _ => "healthy",
+        };
+        Self { edge, health, lag_versions: behind, lag_seconds }
+    }
 }
 
 /// Removes an edge that is retired, so that nothing waits for usage of it any more. Usage that it has not shipped is lost

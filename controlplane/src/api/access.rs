@@ -7,6 +7,7 @@ use super::ApiState;
 use super::problem::Problem;
 use crate::action::{ActionError, Operator, Reader, keys};
 use crate::admission::Role;
+use crate::reason;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -101,5 +102,12 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
         reader
     };
     request.extensions_mut().insert(reader);
-    next.run(request).await
+    let reason = match request.headers().get(reason::HEADER) {
+        None => None,
+        Some(said) => match said.to_str().ok().and_then(reason::sound) {
+            Some(said) => Some(said),
+            None => return Problem::field(reason::HEADER, "expected 1 to 500 printable characters").into_response(),
+        },
+    };
+    reason::with(reason, next.run(request)).await
 }

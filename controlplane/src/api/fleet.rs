@@ -4,8 +4,7 @@ use super::ApiState;
 use super::extract::{Page, PageQuery, Path, Query, Window};
 use super::problem::Problem;
 use crate::action::Operator;
-use crate::action::nodes::{self as action, NodeView};
-use crate::store::edges::Edge;
+use crate::action::nodes::{self as action, EdgeView, NodeView};
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
@@ -62,14 +61,14 @@ async fn disable(
 
 /// List edges in the order of their names, with the version each serves by.
 #[utoipa::path(get, path = "/admin/v1/edges", tag = "fleet", params(PageQuery),
-    responses((status = 200, body = Page<Edge>), (status = "4XX", body = Problem)))]
+    responses((status = 200, body = Page<EdgeView>), (status = "4XX", body = Problem)))]
 async fn list_edges(
     State(state): State<ApiState>,
     Query(query): Query<PageQuery>,
-) -> Result<Json<Page<Edge>>, Problem> {
+) -> Result<Json<Page<EdgeView>>, Problem> {
     let window = Window::<String>::new(query.limit, query.cursor.as_deref())?;
     let found = action::list_edges(&state.context, window.after.as_deref(), window.fetch()).await?;
-    Ok(Json(window.page(found, |edge| edge.name.clone())))
+    Ok(Json(window.page(found, |view| view.edge.name.clone())))
 }
 
 /// Remove an edge that is retired and not connected, so that closing months, comparing days and budgets do not wait for

@@ -22,8 +22,8 @@ pub(crate) struct Edit<'f> {
 }
 
 impl<'f> Edit<'f> {
-    pub(super) const fn new(feed: &'f Feed, tx: Tx, head: Head, author: String) -> Self {
-        Self { feed, tx, head, entries: Vec::new(), author, reason: None, rollout: None }
+    pub(super) const fn new(feed: &'f Feed, tx: Tx, head: Head, author: String, reason: Option<String>) -> Self {
+        Self { feed, tx, head, entries: Vec::new(), author, reason, rollout: None }
     }
 
     /// It belongs to a rollout, which may change what it has staged.

@@ -14,6 +14,7 @@ pub(crate) use published::Published;
 pub(crate) use recent::Frame;
 
 use crate::metrics::Metrics;
+use crate::reason;
 use crate::store::config_log::{self, Logged};
 use crate::store::routing::Loaded;
 use crate::store::{self, Store, StoreError};
@@ -94,7 +95,7 @@ impl Feed {
         let mut tx = self.store.begin().await?;
         config_log::lock(&mut tx).await?;
         let head = config_log::head(&mut tx).await?;
-        Ok(Edit::new(self, tx, head, author.into()))
+        Ok(Edit::new(self, tx, head, author.into(), reason::current()))
     }
 
     /// Looks at the log now.

@@ -33,6 +33,18 @@ pub(crate) struct Edge {
     pub(crate) began_to: Option<DateTime<Utc>>,
 }
 
+/// An edge, and how far it is behind the log.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct Listed {
+    /// As last seen.
+    #[sqlx(flatten)]
+    pub(crate) edge: Edge,
+    /// Versions that it does not serve by yet.
+    pub(crate) behind: i64,
+    /// When the first of them was made.
+    pub(crate) behind_since: Option<DateTime<Utc>>,
+}
+
 /// What is new of an edge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct News {
@@ -105,12 +117,11 @@ pub(crate) async fn list(
     connection: &mut PgConnection,
     after: Option<&str>,
     limit: i64,
-) -> Result<Vec<Edge>, StoreError> {
-    Ok(sqlx::query_as("SELECT * FROM edges WHERE $1::text IS NULL OR name > $1 ORDER BY name LIMIT $2")
-        .bind(after)
-        .bind(limit)
-        .fetch_all(connection)
-        .await?)
+) -> Result<Vec<Listed>, StoreError> {
+    let sql = "SELECT edges.*, greatest(head.version - edges.holds, 0) AS behind,
+            (SELECT created_at FROM config_log WHERE version > edges.holds ORDER BY version LIMIT 1) AS behind_since
+        FROM edges, config_head AS head WHERE $1::text IS NULL OR name > $1 ORDER BY name LIMIT $2";
+    Ok(sqlx::query_as(sql).bind(after).bind(limit).fetch_all(connection).await?)
 }
 
 /// Edges with a link, in the order of their names.

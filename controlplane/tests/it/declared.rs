@@ -77,6 +77,10 @@ async fn what_is_declared_comes_about_once_and_is_written_down_again() {
     let newest = &plane.get("/config/log").await["data"][0];
     assert_eq!(newest["diff"][0]["path"], "policy.targets");
     assert_eq!(newest["version"], step["version"]);
+    let body = json!({"name": "Other", "slug": "other"});
+    assert_eq!(plane.post_because("/organizations", body.clone(), &"x".repeat(501)).await, 422);
+    assert_eq!(plane.post_because("/organizations", body, "ticket 4711").await, 201);
+    assert_eq!(plane.get("/config/log").await["data"][0]["reason"], "ticket 4711");
 }
 
 #[tokio::test]

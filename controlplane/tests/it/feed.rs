@@ -108,7 +108,9 @@ async fn acks_and_refusals_are_shown_and_a_slow_edge_holds_up_nobody() {
             edges["data"].as_array().unwrap().iter().find(|edge| edge["name"] == name).cloned()
         }
     };
-    eventually("the ack", || async { shown("e1").await.filter(|e| e["holds"] == 20 && e["connected"] == true) }).await;
+    let acked = |e: &serde_json::Value| e["holds"] == 20 && e["health"] == "healthy" && e["lag_versions"] == 0;
+    eventually("the ack", || async { shown("e1").await.filter(acked) }).await;
+    assert_eq!(shown("slow").await.unwrap()["lag_versions"], 20);
 
     // The slow one wakes up: everything that it missed comes at once.
     slow.reply(PushReply::Ack(slow.follower.held())).await;
@@ -118,14 +120,15 @@ async fn acks_and_refusals_are_shown_and_a_slow_edge_holds_up_nobody() {
     slow.reply(PushReply::Nack { version: 20, reason: "out of memory".to_owned() }).await;
     assert_eq!(slow.take().await, Kind::Snapshot);
     slow.reply(PushReply::Nack { version: 20, reason: "still".to_owned() }).await;
-    eventually("the refusal", || async { shown("slow").await.filter(|e| e["last_nack"] == "still") }).await;
+    let refusing = |e: &serde_json::Value| e["last_nack"] == "still" && e["health"] == "refusing";
+    eventually("the refusal", || async { shown("slow").await.filter(refusing) }).await;
     plane.organization("org-20").await;
     assert_eq!(slow.next().await, Kind::Snapshot);
     eventually("the ack", || async { shown("slow").await.filter(|e| e["last_nack"].is_null() && e["holds"] == 21) })
         .await;
 
     slow.link.connection.close(0_u32.into(), b"bye");
-    eventually("the end", || async { shown("slow").await.filter(|e| e["connected"] == false) }).await;
+    eventually("the end", || async { shown("slow").await.filter(|e| e["health"] == "away") }).await;
     assert_eq!(plane.metric("turnpike_controlplane_push_refusals_total").await, Some(2.0));
 }
 

@@ -216,6 +216,12 @@ impl Plane {
         Answer { status, content_type, json: serde_json::from_str(&text).unwrap_or(Value::Null), text }
     }
 
+    /// Creates something for a reason; gives the status.
+    pub(crate) async fn post_because(&self, path: &str, body: Value, reason: &str) -> u16 {
+        let request = self.http.post(format!("{}/admin/v1{path}", self.base)).bearer_auth(OWNER);
+        request.header("turnpike-reason", reason).json(&body).send().await.unwrap().status().as_u16()
+    }
+
     /// Delivers a webhook; gives the status.
     pub(crate) async fn webhook(&self, body: &str, signature: &str) -> u16 {
         let request = self.http.post(format!("{}/webhooks/stripe", self.base)).body(body.to_owned());
