@@ -15,6 +15,7 @@ mod metering;
 mod observability;
 mod prepaid;
 mod protocol;
+mod push;
 mod quotas;
 mod readme;
 mod region;

@@ -163,6 +163,11 @@ impl Fleet {
         self.metrics.insert(name.to_owned(), format!("http://127.0.0.1:{metrics_port}"));
     }
 
+    /// Where edges and nodes find the control plane (UDP).
+    pub(crate) const fn link_port(&self) -> u16 {
+        self.link_port
+    }
+
     /// A file of its own: settings, logs, and the planes' data as `NAME-data`.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
