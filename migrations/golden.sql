@@ -972,7 +972,7 @@ CREATE UNIQUE INDEX idx_billing_accounts_organization_id ON public.billing_accou
 
 CREATE UNIQUE INDEX idx_billing_accounts_stripe_customer_id ON public.billing_accounts USING btree (stripe_customer_id);
 
-CREATE INDEX idx_config_log_budgets ON public.config_log USING btree (version) WHERE (author = 'billing'::text);
+CREATE INDEX idx_config_log_passing ON public.config_log USING btree (version) WHERE ((author = 'billing'::text) OR (author ~~ 'node:%'::text));
 
 CREATE INDEX idx_credit_notes_organization_id ON public.credit_notes USING btree (organization_id);
 

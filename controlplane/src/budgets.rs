@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use turnpike_config::push::MAX_DELTA;
 use turnpike_config::{Budget, Change, Prepaid, RegionShare, Usd};
 use uuid::Uuid;
 
@@ -87,7 +86,7 @@ async fn reconcile(context: &Context, spent: Option<&[Uuid]>, now: DateTime<Utc>
     for chunk in due.chunks(CHUNK) {
         let mut edit = context.feed.edit(config_log::BILLING).await?;
         tell_if_due(&mut edit, &context.spending.demand, chunk, now).await?;
-        config_log::trim_billing(edit.connection(), MAX_DELTA).await?;
+        config_log::trim_passing(edit.connection()).await?;
         edit.commit().await?;
     }
     Ok(moving)

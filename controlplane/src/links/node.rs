@@ -4,6 +4,7 @@ use super::{REFUSED, Stream};
 use crate::context::Context;
 use crate::feed::FeedError;
 use crate::roster::{LiveReport, NodeLive};
+use crate::store::config_log;
 use crate::store::nodes::{self, Node};
 use chrono::Utc;
 use quinn::{Connection, VarInt};
@@ -175,6 +176,7 @@ pub(super) async fn set_state(name: &str, state: NodeState, context: &Context) -
             edit.push(Change::PutNode(record));
         }
     }
+    config_log::trim_passing(edit.connection()).await?;
     edit.commit().await?;
     info!(node = name, state = state.name(), "node state");
     Ok(())

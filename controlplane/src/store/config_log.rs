@@ -3,7 +3,7 @@
 //! Sequence numbers would not do: they are drawn before they commit, so that a reader could see 7 while 6 is still on
 //! its way. Here one lock, held until commit, makes the order of versions the order of commits.
 //!
-//! What operators change is kept. What is told of budgets is trimmed, see [`trim_billing`]: the only gaps there are.
+//! What operators change is kept. What is told of budgets and of nodes is trimmed, see [`trim_passing`]: the only gaps there are.
 
 use super::connect::CONFIG_CHANNEL;
 use super::{PgConnection, StoreError};
@@ -13,11 +13,12 @@ use serde_json::Value;
 use sqlx::types::Json;
 use turnpike_config::Change;
 use turnpike_config::log::{Audience, Entry, Hash, Position};
+use turnpike_config::push::MAX_DELTA;
 
 /// Key of the advisory lock that serialises config changes in one database («turnpike» in ASCII).
 const CONFIG_LOCK: i64 = 0x7475_726e_7069_6b65;
 
-/// Author of the changes that tell of budgets. Also written in [`trim_billing`] and in the index that serves it.
+/// Author of the changes that tell of budgets. Also written in [`trim_passing`] and in the index that serves it.
 pub(crate) const BILLING: &str = "billing";
 
 /// Where the log is.
@@ -222,14 +223,14 @@ pub(crate) async fn went_through(connection: &mut PgConnection, at: Position) ->
     Ok(sqlx::query_scalar(sql).bind(version).bind(at.chain.0.as_slice()).fetch_one(connection).await?)
 }
 
-/// Deletes what was told of budgets more than `keep` versions ago: each is superseded within a minute, and an edge that
-/// is that far behind is sent a snapshot anyway. Operators' changes are kept.
-pub(crate) async fn trim_billing(connection: &mut PgConnection, keep: usize) -> Result<(), StoreError> {
+/// Deletes what was told of budgets, and of nodes by themselves, more than [`MAX_DELTA`] versions ago: it is superseded
+/// all the time, and an edge that is that far behind is sent a snapshot anyway. Operators' changes are kept.
+pub(crate) async fn trim_passing(connection: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::query(
         "DELETE FROM config_log
-         WHERE author = 'billing' AND version <= (SELECT version FROM config_head) - $1",
+         WHERE (author = 'billing' OR author LIKE 'node:%') AND version <= (SELECT version FROM config_head) - $1",
     )
-    .bind(i64::try_from(keep).unwrap_or(i64::MAX))
+    .bind(i64::try_from(MAX_DELTA).unwrap_or(i64::MAX))
     .execute(connection)
     .await?;
     Ok(())
