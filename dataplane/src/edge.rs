@@ -8,6 +8,7 @@ use crate::limit::Limiter;
 use crate::live::Snapshot;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::shadow::Shadows;
 use crate::unsettled::Unsettled;
 use arc_swap::ArcSwap;
 use pingora::utils::tls::CertKey;
@@ -34,6 +35,7 @@ pub(crate) struct Edge {
     pub(crate) unsettled: Unsettled,
     /// What the edges of the region tell each other; `None` without Redis.
     pub(crate) directory: Option<Directory>,
+    pub(crate) shadows: Shadows,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
     /// The client port takes connections.
@@ -52,6 +54,7 @@ pub(crate) struct Metering {
 pub(crate) struct Own {
     pub(crate) name: String,
     pub(crate) certificate: CertKey,
+    pub(crate) shadows: Shadows,
 }
 
 impl Edge {
@@ -78,6 +81,7 @@ impl Edge {
             cache,
             unsettled,
             directory,
+            shadows: own.shadows,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -62,6 +62,8 @@ pub(crate) struct LoggedRequest {
     pub(crate) cache_status: Option<String>,
     /// Whether a stream was asked for.
     pub(crate) streamed: bool,
+    /// A copy of a request, sent to a route's shadow: nobody pays for it, and it is in no sum.
+    pub(crate) shadow: bool,
     /// Nodes tried beyond the first.
     pub(crate) retries: i16,
     /// Client's user agent.

@@ -4,6 +4,7 @@ use super::limiter::{Denied, Limiter};
 use super::share::{Kind, Take, Taken};
 use super::subject::{Limit, Limits, Rates};
 use futures::future::join_all;
+use serde::Serialize;
 use std::sync::Arc;
 
 /// Charges of one request, to be settled once. Dropped unsettled, they give back what was taken.
@@ -113,6 +114,22 @@ impl Charges {
         Ok(())
     }
 
+    /// Goes from one model to another: takes what there is to be taken within the other one, and gives back what was taken
+    /// within the first. Nothing changes if the other's limits refuse.
+    pub(crate) async fn go_over(&mut self, from: &str, to: &Within<'_>, tokens: u64) -> Result<(), Refused> {
+        let mut wants = to.once();
+        let of_model = to.models().filter_map(|rates| rates.tokens.as_ref());
+        wants.extend(of_model.map(|limit| (Arc::clone(limit), tokens)).filter(|(_, units)| *units > 0));
+        self.take_all(wants).await?;
+        let Some(limiter) = self.limiter.clone() else { return Ok(()) };
+        let now = limiter.now_ns();
+        let is_left = |(limit, _): &(Arc<Limit>, Taken)| limit.model.as_deref() == Some(from);
+        for (limit, taken) in self.taken.extract_if(.., |taken| is_left(taken)) {
+            limiter.settle(&limit, taken, 0, now);
+        }
+        Ok(())
+    }
+
     /// Takes from every limit, or from none. What has to be asked for is asked for at the same time.
     async fn take_all(&mut self, wants: Wants) -> Result<(), Refused> {
         let Some(limiter) = self.limiter.clone().filter(|_| !wants.is_empty()) else { return Ok(()) };
@@ -205,6 +222,36 @@ struct State {
     limit: u64,
     remaining: u64,
     reset_s: f64,
+}
+
+/// A limit as it is now, for operators.
+#[derive(Debug, Serialize)]
+pub(crate) struct LimitState {
+    pub(crate) kind: &'static str,
+    /// Whose, and within which model.
+    pub(crate) of: String,
+    /// Per minute, at once, or micro-dollars a month.
+    pub(crate) limit: u64,
+    /// As far as this edge knows.
+    pub(crate) remaining: u64,
+}
+
+/// Every limit that a request meets.
+pub(crate) fn states(within: &Within<'_>, now_ns: u64) -> Vec<LimitState> {
+    let rates = [&within.key.own, &within.organization.own].into_iter().chain(within.models());
+    let limits = rates.flat_map(|rates| [&rates.requests, &rates.tokens, &rates.concurrent]).flatten();
+    let state = |limit: &Arc<Limit>| LimitState {
+        kind: match limit.share.kind() {
+            Kind::Requests => "requests per minute",
+            Kind::Tokens => "tokens per minute",
+            Kind::Concurrent => "requests at once",
+            Kind::Spend => "micro-dollars a month",
+        },
+        of: subject(limit),
+        limit: limit.share.limit(),
+        remaining: limit.share.remaining(now_ns),
+    };
+    limits.chain(&within.organization.budget).map(state).collect()
 }
 
 /// Limits as headers: OpenAI's `x-ratelimit-*`, and `RateLimit` with `RateLimit-Policy` as the IETF's draft has them. Of
