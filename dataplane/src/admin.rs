@@ -3,11 +3,11 @@
 use crate::edge::Edge;
 use crate::explain::{Explanation, Question};
 use axum::extract::State;
-use axum::{Json, Router};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

@@ -141,7 +141,8 @@ async fn infer(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -
 fn anywhere(metered: &Metered, first: Size) -> Size {
     let elsewhere = metered.routed.iter().flat_map(|routed| routed.stops.iter().skip(1));
     let sizes = elsewhere.filter_map(|stop| Size::of(metered, &stop.model));
-    let all = sizes.fold(first, |all, it| Size { prompt: all.prompt.max(it.prompt), most: all.most.max(it.most), ..all });
+    let all =
+        sizes.fold(first, |all, it| Size { prompt: all.prompt.max(it.prompt), most: all.most.max(it.most), ..all });
     // More than what the first model's limits ever hold cannot be had.
     let allowed = metered.model.as_ref().and_then(|model| metered.within(model).most_tokens());
     Size { most: allowed.map_or(all.most, |allowed| all.most.min(allowed).max(first.most)), ..all }
@@ -166,7 +167,8 @@ async fn read(edge: &Edge, session: &mut Session, request: &mut Request) -> Resu
 
     if let Some(route) = snapshot.route(&ask.model, &key.record.organization) {
         let random = plan::random(request.id);
-        let asking = Asking { key: &key, headers: &session.req_header().headers, random, region: &edge.settings.region };
+        let asking =
+            Asking { key: &key, headers: &session.req_header().headers, random, region: &edge.settings.region };
         return by_route(metered, route, &asking).map(|()| body);
     }
     let model = find_model(edge, &snapshot, &ask.model).await?;

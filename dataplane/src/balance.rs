@@ -47,7 +47,8 @@ impl Preference<'_> {
 
     /// Ready nodes for the request.
     pub(crate) fn ready<'d>(&self, deployment: &'d Deployment) -> impl Iterator<Item = &'d Arc<Node>> {
-        let fits = |node: &&Arc<Node>| node.record.state == NodeState::Ready && self.rank(&node.record.region).is_some();
+        let fits =
+            |node: &&Arc<Node>| node.record.state == NodeState::Ready && self.rank(&node.record.region).is_some();
         deployment.nodes.iter().filter(fits)
     }
 }
@@ -154,8 +155,7 @@ mod tests {
         let order = |own, regions: Option<&Regions>| {
             let (mut tried, mut names): (Vec<Arc<str>>, _) = (Vec::new(), String::new());
             let preference = Preference { own, regions };
-            while let Some(found) =
-                (Pick { preference, tried: &tried, tokens: 0, turn: 1, now_ns: 0 }).of(&deployment)
+            while let Some(found) = (Pick { preference, tried: &tried, tokens: 0, turn: 1, now_ns: 0 }).of(&deployment)
             {
                 names += &found.node.name;
                 tried.push(Arc::clone(&found.node.name));

@@ -90,7 +90,8 @@ impl Explanation {
             return it;
         };
         it.take_key(&key);
-        if let Err(reject) = auth::accept(&key, unix_ms()).and_then(|()| auth::authorize(&key, Permissions::INFERENCE)) {
+        if let Err(reject) = auth::accept(&key, unix_ms()).and_then(|()| auth::authorize(&key, Permissions::INFERENCE))
+        {
             it.refuse(&reject);
             return it;
         }
@@ -182,10 +183,8 @@ impl Explanation {
                 self.refuse(&Reject::NoNode { model: id.name.clone() });
             }
             None => {
-                self.order = stops
-                    .iter()
-                    .map(|stop| format!("{}@{}", stop.model.record.id, stop.deployment.version))
-                    .collect();
+                self.order =
+                    stops.iter().map(|stop| format!("{}@{}", stop.model.record.id, stop.deployment.version)).collect();
                 self.why.push(format!("it would be answered by {}, unless that fails", self.order[0]));
             }
         }

@@ -126,9 +126,9 @@ mod tests {
 
     fn stops(snapshot: &Snapshot, random: u64, headers: &[(&'static str, &str)]) -> Vec<String> {
         let key = snapshot.key(&KeyDigest::of(fixtures::KEY)).unwrap();
-        let headers = headers.iter().map(|(name, value)| {
-            (http::HeaderName::from_static(name), http::HeaderValue::try_from(*value).unwrap())
-        });
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), http::HeaderValue::try_from(*value).unwrap()));
         let headers = headers.collect();
         let route = snapshot.route("alias", &key.record.organization).unwrap();
         let asking = Asking { key: &key, headers: &headers, random, region: "r" };
@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn what_has_no_ready_node_is_left_out_and_the_state_is_followed() {
         let first = snapshot(policy(), Vec::new());
-        let step = |before: &Snapshot, change| before.after(&[change], fixtures::at(9), &fixtures::loopback).unwrap().snapshot;
+        let step =
+            |before: &Snapshot, change| before.after(&[change], fixtures::at(9), &fixtures::loopback).unwrap().snapshot;
         let second = step(&first, down(&first, "a"));
         let third = step(&second, down(&second, "b"));
         let fourth = step(&third, down(&third, "c"));

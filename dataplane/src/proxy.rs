@@ -290,10 +290,9 @@ impl Proxy {
 /// What an error means to the client when no stage has said so.
 fn reason(error: &Error) -> Reject {
     match error.etype() {
-        ErrorType::ReadTimedout
-        | ErrorType::WriteTimedout
-        | &body_swap::LATE_FIRST_BYTE
-        | &body_swap::LATE_END => Reject::NodeTimeout,
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout | &body_swap::LATE_FIRST_BYTE | &body_swap::LATE_END => {
+            Reject::NodeTimeout
+        }
         ErrorType::InternalError => Reject::Internal,
         &body_swap::NOT_RECORDED => Reject::MeteringUnavailable,
         _ => Reject::NodeFailed,

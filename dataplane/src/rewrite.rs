@@ -119,7 +119,10 @@ mod tests {
         };
         for (from, to) in [
             (r#"{"model":"alias"}"#, r#"{"model":"o\"rg/m"}"#),
-            (r#"{"x":{"model":"y"}, "model" : "al\u0069as" ,"a":1}"#, r#"{"x":{"model":"y"}, "model" : "o\"rg/m" ,"a":1}"#),
+            (
+                r#"{"x":{"model":"y"}, "model" : "al\u0069as" ,"a":1}"#,
+                r#"{"x":{"model":"y"}, "model" : "o\"rg/m" ,"a":1}"#,
+            ),
             (
                 r#"{"model":"alias","stream":true}"#,
                 r#"{"stream_options":{"include_usage":true},"model":"o\"rg/m","stream":true}"#,
@@ -157,7 +160,10 @@ mod tests {
     fn an_answer_of_open_length_is_held_to_what_is_reserved() {
         let held = |text: &str| {
             let bytes = Bytes::copy_from_slice(text.as_bytes());
-            String::from_utf8(body(&peek(&bytes).unwrap(), &bytes, &Changes { longest: Some(90), ..GENERATED }).to_vec()).unwrap()
+            String::from_utf8(
+                body(&peek(&bytes).unwrap(), &bytes, &Changes { longest: Some(90), ..GENERATED }).to_vec(),
+            )
+            .unwrap()
         };
         for (from, to) in [
             (r#"{"model":"m"}"#, r#"{"max_tokens":90,"model":"m"}"#),

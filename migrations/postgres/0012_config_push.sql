@@ -67,3 +67,6 @@ CREATE TABLE rollouts (
 
 -- One at a time: with two under way nobody could say which of them did harm.
 CREATE UNIQUE INDEX idx_rollouts_under_way ON rollouts ((true)) WHERE state IN ('running', 'paused');
+
+-- A copy of a request that was sent to a route's shadow: nobody pays for it, and it is in no sum.
+ALTER TABLE inference_requests ADD COLUMN shadow boolean NOT NULL DEFAULT false;

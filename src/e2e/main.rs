@@ -18,4 +18,6 @@ mod protocol;
 mod quotas;
 mod readme;
 mod region;
+mod routes;
+mod shadows;
 mod wire;

@@ -107,6 +107,8 @@ pub(crate) struct Filter {
     pub(crate) cache_status: Option<String>,
     /// With this OpenAI error code.
     pub(crate) error_code: Option<String>,
+    /// Sent to a route's shadow, or not.
+    pub(crate) shadow: Option<bool>,
 }
 
 /// Requests before `before` (time and id), the newest first, at most `limit`.
@@ -124,7 +126,7 @@ pub(crate) async fn list(
              AND ($8::timestamptz IS NULL OR created_at >= $8) AND ($9::timestamptz IS NULL OR created_at < $9)
              AND ($10::text IS NULL OR edge = $10) AND ($11::text IS NULL OR node = $11)
              AND ($12::text IS NULL OR region = $12) AND ($13::text IS NULL OR cache_status = $13)
-             AND ($14::text IS NULL OR error_code = $14)
+             AND ($14::text IS NULL OR error_code = $14) AND ($15::boolean IS NULL OR shadow = $15)
          ORDER BY created_at DESC, id DESC LIMIT $7"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))
@@ -142,6 +144,7 @@ pub(crate) async fn list(
         .bind(&filter.region)
         .bind(&filter.cache_status)
         .bind(&filter.error_code)
+        .bind(filter.shadow)
         .fetch_all(connection)
         .await?)
 }

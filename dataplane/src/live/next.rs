@@ -173,7 +173,13 @@ struct Draft<'b> {
 
 impl<'b> Draft<'b> {
     fn of(before: &'b Snapshot) -> Self {
-        Self { before, next: before.clone(), undeployed: BTreeSet::new(), unled: BTreeMap::new(), unreachable: Vec::new() }
+        Self {
+            before,
+            next: before.clone(),
+            undeployed: BTreeSet::new(),
+            unled: BTreeMap::new(),
+            unreachable: Vec::new(),
+        }
     }
 
     fn afresh(before: &'b Snapshot, keys: KeyTable) -> Self {

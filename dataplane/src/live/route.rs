@@ -180,7 +180,8 @@ mod tests {
     const DRAWS: u64 = 100_000;
 
     fn weighted(weights: &[(&str, u32)]) -> Route {
-        let target = |(model, weight): &(&str, u32)| Target { model: (*model).to_owned(), version: None, weight: *weight };
+        let target =
+            |(model, weight): &(&str, u32)| Target { model: (*model).to_owned(), version: None, weight: *weight };
         let policy = RoutePolicy { targets: weights.iter().map(target).collect(), ..RoutePolicy::default() };
         let id = RouteId { name: "r".to_owned(), organization: None };
         Route::new(RouteRecord { id, policy }, None, |_| None)

@@ -64,10 +64,7 @@ struct Answer {
 
 impl Ledgers {
     pub(super) fn new(identity: &Identity) -> Result<Self, LinkError> {
-        Ok(Self {
-            clients: NodeClients::new(identity)?,
-            turns: Semaphore::new(AT_ONCE),
-        })
+        Ok(Self { clients: NodeClients::new(identity)?, turns: Semaphore::new(AT_ONCE) })
     }
 
     pub(super) async fn ask(&self, snapshot: &Snapshot, node: &str, event: EventId) -> Result<Known, Unknown> {

@@ -123,6 +123,7 @@ impl From<&LoggedRequest> for EventRow {
             error_code: text(&logged.error_code),
             cache_status: text(&logged.cache_status),
             streamed: logged.streamed,
+            shadow: logged.shadow,
             retries: narrow(logged.retries),
             request_size_bytes: narrow(logged.request_size_bytes.unwrap_or_default()),
             response_size_bytes: narrow(logged.response_size_bytes.unwrap_or_default()),
