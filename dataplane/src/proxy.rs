@@ -211,6 +211,11 @@ impl ProxyHttp for Proxy {
         let answer = reject.answer();
         let streams = request.dispatch().is_some_and(|d| matches!(d.tap, Some(Tap::Stream(_))));
         let written = if session.response_written().is_none() {
+            // Its connection is closed afterwards, and must not look as if another request could be sent on it.
+            if let Some(dispatch) = request.dispatch() {
+                body_swap::take_out(session, &dispatch.swapped);
+            }
+            session.set_keepalive(None);
             respond::reject(session, request, &reject, self.edge.now_ns()).await
         } else if streams {
             respond::stream_error(session, &answer).await

@@ -270,6 +270,7 @@ async fn a_node_that_takes_too_long_to_begin_is_left_for_another_one() {
     fleet.set_route(&route, json!({"targets": target, "timeouts": {"first_byte_ms": 700}})).await;
     let late = ask(&fleet, "chat").await;
     assert_eq!((late.status, late.code().as_str()), (504, "node_timeout"), "{}", late.text);
+    assert_eq!(late.headers["connection"], "close", "the edge closes it");
 
     fleet.set_route(&route, json!({"targets": target, "timeouts": {"total_ms": 1000}})).await;
     let late = ask(&fleet, "chat").await;

@@ -401,6 +401,38 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn going_over_to_another_model_takes_there_and_gives_back_here() {
+        let limiter = limiter();
+        let rates = |requests, tokens| RateLimits {
+            requests_per_minute: Some(requests),
+            tokens_per_minute: Some(tokens),
+            concurrent_requests: Some(1),
+        };
+        let models = ModelLimits::from([("a".to_owned(), rates(5, 500)), ("b".to_owned(), rates(1, 500))]);
+        let key = Limits::compile(Owner::Key(KeyId(Uuid::from_u128(1))), NONE, &models, None);
+        let organization = Limits::default();
+        let within = |model| Within { model, key: &key, organization: &organization };
+        let left = |model: &str| {
+            let (rates, now) = (key.within(model).unwrap(), limiter.now_ns());
+            let left = |limit: &Option<Arc<Limit>>| limit.as_ref().unwrap().share.remaining(now);
+            (left(&rates.requests), left(&rates.tokens), left(&rates.concurrent))
+        };
+        let need = Need { least_tokens: 10, tokens: 100, spend: 0 };
+        let mut charges = Charges::admit(&limiter, &key, &organization).await.unwrap();
+        charges.reserve(&within("a"), need).await.unwrap();
+        assert_eq!((left("a"), left("b")), ((4, 400, 0), (1, 500, 1)));
+        charges.go_over("a", &within("b"), 80).await.unwrap();
+        assert_eq!((left("a"), left("b")), ((5, 500, 1), (0, 420, 0)));
+        charges.settle(50, 0);
+        assert_eq!((left("a"), left("b")), ((5, 500, 1), (0, 450, 1)));
+
+        let mut second = Charges::admit(&limiter, &key, &organization).await.unwrap();
+        second.reserve(&within("a"), need).await.unwrap();
+        assert!(second.go_over("a", &within("b"), 80).await.is_err(), "b takes one request a minute");
+        assert_eq!((left("a"), left("b")), ((4, 400, 0), (0, 450, 1)));
+    }
+
     #[test]
     fn durations_are_written_as_openai_does() {
         assert_eq!([0.0, 0.0171, 6.04, 60.0, 61.2].map(reset), ["0ms", "18ms", "6.1s", "1m0s", "1m2s"]);
