@@ -32,6 +32,11 @@ impl Endpoint {
         self as usize
     }
 
+    /// Whether its answers are made token by token.
+    pub const fn generates(self) -> bool {
+        matches!(self, Self::Chat | Self::Completion)
+    }
+
     /// `inference_requests.request_type`.
     pub const fn name(self) -> &'static str {
         match self {

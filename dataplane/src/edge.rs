@@ -7,8 +7,8 @@ use crate::journal::Journal;
 use crate::limit::Limiter;
 use crate::live::Snapshot;
 use crate::metrics::Metrics;
+use crate::node_client::Aside;
 use crate::settings::Settings;
-use crate::shadow::Shadows;
 use crate::unsettled::Unsettled;
 use arc_swap::ArcSwap;
 use pingora::utils::tls::CertKey;
@@ -35,7 +35,7 @@ pub(crate) struct Edge {
     pub(crate) unsettled: Unsettled,
     /// What the edges of the region tell each other; `None` without Redis.
     pub(crate) directory: Option<Directory>,
-    pub(crate) shadows: Shadows,
+    pub(crate) aside: Aside,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
     /// The client port takes connections.
@@ -54,7 +54,7 @@ pub(crate) struct Metering {
 pub(crate) struct Own {
     pub(crate) name: String,
     pub(crate) certificate: CertKey,
-    pub(crate) shadows: Shadows,
+    pub(crate) aside: Aside,
 }
 
 impl Edge {
@@ -81,7 +81,7 @@ impl Edge {
             cache,
             unsettled,
             directory,
-            shadows: own.shadows,
+            aside: own.aside,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -12,7 +12,6 @@ use crate::live::{Deployment, Key, Model, Snapshot};
 use crate::plan::{Routed, cache_policy};
 use crate::reject::Reject;
 use crate::rewrite::{self, Changes};
-use crate::size::generates;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
@@ -128,7 +127,7 @@ impl Metered {
     pub(crate) fn rewritten(&self, body: &Bytes, longest: Option<u64>) -> Bytes {
         let Some(ask) = &self.ask else { return body.clone() };
         let model = self.model.as_ref().map(|model| model.record.id.as_str()).filter(|id| *id != ask.model);
-        rewrite::body(ask, body, &Changes { model, longest, is_generated: generates(self.endpoint) })
+        rewrite::body(ask, body, &Changes { model, longest, is_generated: self.endpoint.generates() })
     }
 }
 

@@ -5,11 +5,11 @@ use crate::balance::{Assignment, Pick, Preference};
 use crate::edge::Edge;
 use crate::journal::Permit;
 use crate::live::{Destination, Route};
-use crate::node_client::NodeClients;
+use crate::node_client::Place;
 use crate::plan;
 use crate::request::{Metered, Request, own_request_id};
 use crate::rewrite::{self, Changes};
-use crate::size::{Size, generates, to_u32};
+use crate::size::{Size, to_u32};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
@@ -17,32 +17,8 @@ use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use turnpike_config::link::{Identity, LinkError};
 use turnpike_config::{EventId, RequestStatus, Tap, Tokens, UsageEvent, Usd, headers};
 use uuid::Uuid;
-
-/// Shadows on their way at once; more are not sent.
-const AT_ONCE: usize = 64;
-/// Most bytes of their bodies together: what is larger than what is left is not sent.
-const MOST_BYTES: usize = 64 << 20;
-
-/// What shadows are sent by.
-pub(crate) struct Shadows {
-    clients: NodeClients,
-    /// Where they run: not on the threads of clients' requests.
-    runtime: Handle,
-    slots: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-}
-
-impl Shadows {
-    pub(crate) fn new(identity: &Identity, runtime: Handle) -> Result<Self, LinkError> {
-        let (slots, bytes) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(MOST_BYTES)));
-        Ok(Self { clients: NodeClients::new(identity)?, runtime, slots, bytes })
-    }
-}
 
 /// A copy that can be sent.
 struct Copy {
@@ -54,7 +30,7 @@ struct Copy {
     permit: Permit,
     /// With all that is known before.
     event: UsageEvent,
-    _place: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    _place: Place,
 }
 
 /// Sends a copy of a request that goes to a node, if its route wants that.
@@ -70,7 +46,8 @@ pub(crate) fn send(edge: &Arc<Edge>, session: &Session, request: &Request) {
         return;
     };
     let edge = Arc::clone(edge);
-    edge.shadows.runtime.clone().spawn(async move { run(&edge, copy).await });
+    let runtime = edge.aside.runtime.clone();
+    runtime.spawn(async move { run(&edge, copy).await });
 }
 
 fn copy(edge: &Edge, session: &Session, metered: &Metered, route: &Route, to: &Destination) -> Option<Copy> {
@@ -84,14 +61,12 @@ fn copy(edge: &Edge, session: &Session, metered: &Metered, route: &Route, to: &D
         turn: edge.turn.fetch_add(1, Ordering::Relaxed),
         now_ns: edge.now_ns(),
     };
-    let slot = Arc::clone(&edge.shadows.slots).try_acquire_owned().ok()?;
-    let weight = u32::try_from(dispatch.original.len()).ok()?;
-    let bytes = Arc::clone(&edge.shadows.bytes).try_acquire_many_owned(weight).ok()?;
+    let place = edge.aside.place(dispatch.original.len())?;
     let assignment = pick.of(&to.deployment)?;
     let id = EventId(Uuid::now_v7());
     let permit = edge.journal.permit(id.unix_ms())?;
     let model = Some(to.model.record.id.as_str()).filter(|id| *id != ask.model);
-    let changes = Changes { model, longest: size.longest, is_generated: generates(metered.endpoint) };
+    let changes = Changes { model, longest: size.longest, is_generated: metered.endpoint.generates() };
     let client = session.client_addr().and_then(|address| address.as_inet());
     let patience = policy.timeouts.total_ms.map(|ms| Duration::from_millis(ms.into()));
     let event = UsageEvent {
@@ -135,7 +110,7 @@ fn copy(edge: &Edge, session: &Session, metered: &Metered, route: &Route, to: &D
         patience: patience.unwrap_or(edge.settings.limits.node_timeout),
         permit,
         event,
-        _place: (slot, bytes),
+        _place: place,
     })
 }
 
@@ -183,7 +158,7 @@ async fn ask(edge: &Edge, copy: &Copy, began: Instant, seen: &mut Seen) -> reqwe
     let event = &copy.event;
     // Without an event's id: a node's ledger is for what somebody pays.
     let request = edge
-        .shadows
+        .aside
         .clients
         .request(Method::POST, &copy.assignment.node, event.endpoint.path())?
         .header(CONTENT_TYPE, "application/json")

@@ -36,7 +36,7 @@ impl Size {
         let counted = allowed.is_some() || metered.key.org.limits.counts_money();
         let longest = counted.then(|| coarse(most.saturating_sub(prompt).max(1), wished > most));
         // An answer has a token at least.
-        let shortest = if generates(metered.endpoint) { ask.choices } else { 0 };
+        let shortest = if metered.endpoint.generates() { ask.choices } else { 0 };
         Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(shortest), most, longest })
     }
 
@@ -46,7 +46,7 @@ impl Size {
         let ask = metered.ask.as_ref()?;
         let left = metered.within(model).tokens_left(now_ns)?;
         let (wished, longest) = (self.most.saturating_sub(self.prompt), left.saturating_sub(self.prompt));
-        let open = generates(metered.endpoint) && ask.max_tokens.is_none();
+        let open = metered.endpoint.generates() && ask.max_tokens.is_none();
         let fair = (wished / FAIR_PART).max(SHORTEST).max(ask.choices);
         (open && left < self.most && longest >= fair).then_some(Self {
             most: self.prompt + longest,
@@ -57,7 +57,7 @@ impl Size {
 
     /// The same with no more tokens than so many, as far as an answer can be held to that.
     pub(crate) fn at_most(self, metered: &Metered, most: u64) -> Self {
-        let open = generates(metered.endpoint) && metered.ask.as_ref().is_some_and(|ask| ask.max_tokens.is_none());
+        let open = metered.endpoint.generates() && metered.ask.as_ref().is_some_and(|ask| ask.max_tokens.is_none());
         if !open || self.most <= most {
             return self;
         }
@@ -74,13 +74,9 @@ pub(crate) fn to_u32(tokens: u64) -> u32 {
     u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
-pub(crate) const fn generates(endpoint: Endpoint) -> bool {
-    matches!(endpoint, Endpoint::Chat | Endpoint::Completion)
-}
-
 /// Tokens that the answer may take.
 fn longest_answer(endpoint: Endpoint, ask: &Ask, model: &Model) -> u64 {
-    if !generates(endpoint) {
+    if !endpoint.generates() {
         return 0;
     }
     let most = model.record.max_output_tokens.map_or(DEFAULT_ANSWER, u64::from).min(model.record.context_length.into());
