@@ -174,6 +174,6 @@ const REQUESTS: &str = "
 SELECT id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens, cached_tokens,
     completion_tokens, total_tokens, estimated, price_version, cost_usd, request_size_bytes, response_size_bytes,
     processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code, error_message,
-    cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge, node, created_at,
+    cache_status, streamed, shadow, retries, user_agent, host(ip_address) AS ip_address, region, edge, node, created_at,
     completed_at
 FROM inference_requests";
