@@ -179,6 +179,15 @@ async fn what_cannot_answer_is_gone_around_and_paid_for_as_what_answered() {
     let policy = json!({"targets": [to("1", 1), to("2", 0)], "fallbacks": [{"model": MODEL, "version": "2"}, {"model": "small"}]});
     fleet.add_route("chat", policy).await;
     assert_eq!(by(&ask(&fleet, "chat").await), "echo@1");
+    // An answer of the usual length would cost 12 dollars at the last fallback, and 12 cents at the model itself.
+    let billing = format!("/organizations/{}/billing", fleet.organization);
+    fleet.admin.patch(&billing, json!({"monthly_budget": "5"})).await;
+    fleet.until_pushed().await;
+    assert_eq!(by(&ask(&fleet, MODEL).await), "echo@1");
+    let dear = ask(&fleet, "chat").await;
+    assert_eq!((dear.status, dear.code().as_str()), (429, "insufficient_quota"), "{}", dear.text);
+    fleet.admin.patch(&billing, json!({"monthly_budget": "1000"})).await;
+    fleet.until_pushed().await;
     fleet.kill("n1");
     assert_eq!(by(&ask(&fleet, "chat").await), "echo@2");
     fleet.kill("n2");
@@ -186,7 +195,7 @@ async fn what_cannot_answer_is_gone_around_and_paid_for_as_what_answered() {
     assert_eq!(by(&fallen), "small@1");
     assert_eq!(fallen.json()["choices"][0]["message"]["content"], WORDS);
     let columns = "model_id, model_version, node, prompt_tokens, completion_tokens, trim_scale(cost_usd), status";
-    assert_eq!(event(&fleet, 3, columns).await, "small|1|n3|8|8|0.032|success");
+    assert_eq!(event(&fleet, 5, columns).await, "small|1|n3|8|8|0.032|success");
     fleet.kill("n3");
     let none = ask(&fleet, "chat").await;
     assert_eq!((none.status, none.code().as_str()), (503, "no_available_node"), "{}", none.text);
