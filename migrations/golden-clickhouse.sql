@@ -23,7 +23,7 @@ AS SELECT
     now64(3, 'UTC') AS summed_at
 FROM turnpike.request_analytics
 FINAL
-WHERE (model_id != '') AND (toDate(timestamp) IN (
+WHERE (model_id != '') AND (NOT shadow) AND (toDate(timestamp) IN (
     SELECT toDate(timestamp)
     FROM turnpike.request_analytics
     WHERE stored_at > (now64(3, 'UTC') - toIntervalHour(1))
@@ -99,6 +99,7 @@ CREATE TABLE turnpike.request_analytics
     `error_code` LowCardinality(String),
     `cache_status` LowCardinality(String),
     `streamed` Bool,
+    `shadow` Bool,
     `retries` UInt8,
     `request_size_bytes` UInt64,
     `response_size_bytes` UInt64,

@@ -344,6 +344,7 @@ CREATE TABLE public.inference_requests (
     cache_status character varying(20),
     price_version bigint DEFAULT 0 NOT NULL,
     cached_tokens bigint DEFAULT 0 NOT NULL,
+    shadow boolean DEFAULT false NOT NULL,
     CONSTRAINT inference_requests_cache_status_check CHECK (((cache_status)::text = ANY ((ARRAY['hit'::character varying, 'miss'::character varying, 'coalesced'::character varying, 'bypass'::character varying])::text[]))),
     CONSTRAINT inference_requests_cached_tokens_check CHECK ((cached_tokens >= 0)),
     CONSTRAINT inference_requests_check CHECK ((total_tokens = (prompt_tokens + completion_tokens))),

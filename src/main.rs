@@ -4,6 +4,7 @@ mod admin;
 mod certs;
 mod config;
 mod cpu;
+mod explain;
 mod invoices;
 mod logging;
 mod operator;
@@ -54,6 +55,8 @@ enum Command {
     Invoices(invoices::Args),
     /// Compare the books of a day: edges, nodes, the usage ledger, daily sums, invoices.
     Reconcile(reconcile::Args),
+    /// Say what an edge would do with a request, and why.
+    Explain(explain::Args),
     /// Make the certificates by which planes know each other.
     #[command(subcommand)]
     Certs(certs::Command),
@@ -88,6 +91,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rollout(args) => rollout::run(&args),
         Command::Invoices(args) => invoices::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Certs(command) => certs::run(&command),
         Command::Weights(command) => weights::run(&command),
     }

@@ -1,4 +1,4 @@
-//! The usage event: one per authenticated inference request, whatever its end.
+//! The usage event: one per authenticated inference request, whatever its end, and one per shadow of a request.
 
 use crate::{CacheStatus, EventId, KeyId, OrgId, Usd};
 use minicbor::{Decode, Encode};
@@ -30,6 +30,11 @@ impl Endpoint {
     /// Position in [`Endpoint::ALL`].
     pub const fn index(self) -> usize {
         self as usize
+    }
+
+    /// Whether its answers are made token by token.
+    pub const fn generates(self) -> bool {
+        matches!(self, Self::Chat | Self::Completion)
     }
 
     /// `inference_requests.request_type`.
@@ -196,6 +201,10 @@ pub struct UsageEvent {
     #[n(29)]
     #[cbor(default)]
     pub cached_tokens: u32,
+    /// A copy of a request, sent elsewhere to see how that does. Nobody pays for it, and it is in no sum.
+    #[n(30)]
+    #[cbor(default)]
+    pub shadow: bool,
 }
 
 impl UsageEvent {

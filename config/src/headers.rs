@@ -2,7 +2,7 @@
 
 /// Names a request in every log along its way. Clients may send their own; every answer carries it.
 pub const REQUEST_ID: &str = "x-request-id";
-/// Edge to node: the model that is meant, as the edge resolved it.
+/// Edge to node: the model that is meant, as the edge resolved it. Edge to client: `model@version` that answered.
 pub const MODEL: &str = "x-turnpike-model";
 /// Edge to node: which version of it.
 pub const MODEL_VERSION: &str = "x-turnpike-model-version";

@@ -162,7 +162,8 @@ impl Default for Regions {
     }
 }
 
-/// Requests that are also sent elsewhere. Answers are dropped, and metered apart: nobody pays for them.
+/// Requests that are also sent elsewhere, if a node is asked at all. Answers are dropped, and metered apart: nobody pays
+/// for them.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shadow {
@@ -178,11 +179,12 @@ pub struct Shadow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timeouts {
-    /// Until the first byte of its answer, milliseconds, 1 to [`MAX_TIMEOUT_MS`]. Another node is tried then.
+    /// Until the first byte of its answer, milliseconds, 1 to [`MAX_TIMEOUT_MS`]. Another node is tried then, though the
+    /// first may still be at work for a moment.
     #[n(0)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_byte_ms: Option<u32>,
-    /// Until the last, milliseconds, 1 to [`MAX_TIMEOUT_MS`].
+    /// From when a node is first asked until the last byte, milliseconds, 1 to [`MAX_TIMEOUT_MS`].
     #[n(1)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_ms: Option<u32>,

@@ -1,22 +1,28 @@
-//! The operator's side door: metrics and health.
+//! The operator's side door: metrics, health, and what would be done with a request.
 
 use crate::edge::Edge;
-use axum::Router;
+use crate::explain::{Explanation, Question};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// `/metrics`, `/livez`, `/readyz`.
+/// `/metrics`, `/livez`, `/readyz`, `/explain`.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| std::future::ready("ok\n")))
         .route("/readyz", get(readyz))
+        .route("/explain", post(explain))
         .with_state(edge)
+}
+
+async fn explain(State(edge): State<Arc<Edge>>, Json(question): Json<Question>) -> Json<Explanation> {
+    Json(Explanation::of(&edge, question).await)
 }
 
 async fn metrics(State(edge): State<Arc<Edge>>) -> Response {

@@ -2,32 +2,26 @@
 
 use crate::edge::Edge;
 use crate::fill::Fill;
-use crate::ingress::{self, Ask, Target};
+use crate::ingress::{self, Target};
 use crate::limit::{Charges, Need, micros};
-use crate::live::{Key, Model, Snapshot};
+use crate::live::{Key, Model, Route, Snapshot};
+use crate::plan::{self, Asking, Routed};
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, request_id};
 use crate::reuse::{Reuse, reuse};
-use crate::{auth, body_swap, respond, rewrite};
+use crate::size::{Size, to_u32};
+use crate::{auth, body_swap, respond, shadow};
 use bytes::Bytes;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use turnpike_config::{Endpoint, KeyDigest, Permissions, Tokens, headers};
-
-/// Longest answer assumed when neither the request nor the model bounds it, tokens.
-const DEFAULT_ANSWER: u64 = 4_096;
+use turnpike_config::{KeyDigest, Permissions, headers};
 
 /// How long a client may take to read what is sent to it at once.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest id that a model can have, bytes.
 const LONGEST_ID: usize = 100;
-/// An answer of open length is cut for want of tokens to no less than this part of what it could have been.
-const FAIR_PART: u64 = 8;
-/// And to no less than so many tokens.
-const SHORTEST: u64 = 16;
-
 /// Whether a request goes to a node or has been answered here.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admitted {
@@ -59,6 +53,8 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
                 request_bytes: 0,
                 ask: None,
                 model: None,
+                deployment: None,
+                routed: None,
                 charges: Charges::default(),
                 cached: None,
                 dispatch: None,
@@ -71,18 +67,25 @@ pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut
         }
         Target::GetModel(id) => {
             auth::authorize(&key, Permissions::MODELS_READ)?;
-            let model = find_model(edge, &request.snapshot, &id).await?;
-            if !key.may_use(&model) {
-                return Err(Reject::UnknownModel { model: id });
+            if let Some(route) = request.snapshot.route(&id, &key.record.organization) {
+                if !key.may_use_route(route) {
+                    return Err(Reject::UnknownModel { model: id });
+                }
+                respond::get_route(session, request, route).await
+            } else {
+                let model = find_model(edge, &request.snapshot, &id).await?;
+                if !key.may_use(&model) {
+                    return Err(Reject::UnknownModel { model: id });
+                }
+                respond::get_model(session, request, &model).await
             }
-            respond::get_model(session, request, &model).await
         }
     };
     written.map(|()| Admitted::Answered).map_err(|_| Reject::BodyUnreadable)
 }
 
 /// A key of the routing or of the region.
-async fn find_key(edge: &Edge, snapshot: &Snapshot, digest: KeyDigest) -> Option<Arc<Key>> {
+pub(crate) async fn find_key(edge: &Edge, snapshot: &Snapshot, digest: KeyDigest) -> Option<Arc<Key>> {
     match (snapshot.key(&digest), &edge.directory) {
         (Some(key), _) => Some(key),
         (None, Some(directory)) => directory.reader.key(snapshot, digest).await,
@@ -91,7 +94,7 @@ async fn find_key(edge: &Edge, snapshot: &Snapshot, digest: KeyDigest) -> Option
 }
 
 /// A model of the routing or of the region.
-async fn find_model(edge: &Edge, snapshot: &Arc<Snapshot>, id: &str) -> Result<Arc<Model>, Reject> {
+pub(crate) async fn find_model(edge: &Edge, snapshot: &Arc<Snapshot>, id: &str) -> Result<Arc<Model>, Reject> {
     let found = match (snapshot.model(id), &edge.directory) {
         (Some(model), _) => Some(Arc::clone(model)),
         // One that was switched off may not have gone from everywhere.
@@ -107,36 +110,42 @@ async fn find_model(edge: &Edge, snapshot: &Arc<Snapshot>, id: &str) -> Result<A
 async fn infer(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -> Result<Admitted, Reject> {
     let body = read(edge, session, request).await?;
     let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
-    let size = Size::of(metered).ok_or(Reject::Internal)?;
+    let model = metered.model.clone().ok_or(Reject::Internal)?;
+    let size = Size::of(metered, &model).ok_or(Reject::Internal)?;
     let sent = metered.rewritten(&body, size.longest);
     let fill = match reuse(edge, session, request, &sent, size.most_usage()).await? {
         Reuse::Answered => return Ok(Admitted::Answered),
         Reuse::Node(fill) => fill,
     };
     let metered = request.metered.as_ref().ok_or(Reject::Internal)?;
-    match size.cut(metered, edge.now_ns()) {
+    let anywhere = anywhere(metered, size);
+    match anywhere.cut(metered, &model, edge.now_ns()) {
         None => {
-            reserve(request, size).await?;
-            dispatch(session, request, sent, size, fill)?;
+            reserve(request, anywhere).await?;
+            dispatch(session, request, (body, sent), size, anywhere.most, fill)?;
         }
-        // What is cut for want of tokens is not the answer that others would get.
         Some(cut) => {
-            let sent = metered.rewritten(&body, cut.longest);
+            let shorter = size.at_most(metered, cut.most);
+            // What is cut for want of tokens is not the answer that others would get.
+            let fill = fill.filter(|_| shorter.longest == size.longest);
+            let sent = metered.rewritten(&body, shorter.longest);
             reserve(request, cut).await?;
-            dispatch(session, request, sent, cut, None)?;
+            dispatch(session, request, (body, sent), shorter, cut.most, fill)?;
         }
     }
+    shadow::send(edge, session, request);
     Ok(Admitted::Dispatch)
 }
 
-impl Metered {
-    /// The body as a node gets it.
-    fn rewritten(&self, body: &Bytes, longest: Option<u64>) -> Bytes {
-        match &self.ask {
-            Some(ask) if generates(self.endpoint) => rewrite::body(ask, body, longest),
-            _ => body.clone(),
-        }
-    }
+/// What a request may come to wherever its route may lead it, `first` being where it goes at first.
+fn anywhere(metered: &Metered, first: Size) -> Size {
+    let elsewhere = metered.routed.iter().flat_map(|routed| routed.stops.iter().skip(1));
+    let sizes = elsewhere.filter_map(|stop| Size::of(metered, &stop.model));
+    let all =
+        sizes.fold(first, |all, it| Size { prompt: all.prompt.max(it.prompt), most: all.most.max(it.most), ..all });
+    // More than what the first model's limits ever hold cannot be had.
+    let allowed = metered.model.as_ref().and_then(|model| metered.within(model).most_tokens());
+    Size { most: allowed.map_or(all.most, |allowed| all.most.min(allowed).max(first.most)), ..all }
 }
 
 /// The body, its model, and what a request takes from limits whatever it asks for.
@@ -156,70 +165,50 @@ async fn read(edge: &Edge, session: &mut Session, request: &mut Request) -> Resu
     metered.charges = charges?;
     let ask = &*metered.ask.insert(ingress::peek(&body)?);
 
+    if let Some(route) = snapshot.route(&ask.model, &key.record.organization) {
+        let random = plan::random(request.id);
+        let asking =
+            Asking { key: &key, headers: &session.req_header().headers, random, region: &edge.settings.region };
+        return by_route(metered, route, &asking).map(|()| body);
+    }
     let model = find_model(edge, &snapshot, &ask.model).await?;
     metered.model = Some(Arc::clone(&model));
     if !key.may_use(&model) {
         return Err(Reject::ModelNotAllowed { model: model.record.id.clone() });
     }
-    if model.route.is_none() {
+    if model.default.is_none() {
         return Err(Reject::NoVersion { model: model.record.id.clone() });
     }
+    metered.deployment.clone_from(&model.default);
     Ok(body)
 }
 
-/// What a request may come to.
-#[derive(Clone, Copy, Debug)]
-struct Size {
-    /// Tokens of the prompt, judged by its bytes.
-    prompt: u64,
-    /// Tokens needed at the least: the prompt, and the answer if its length was asked for.
-    least: u64,
-    /// Tokens that the prompt and the answer may come to.
-    most: u64,
-    /// Tokens that an answer of open length is held to; `None` leaves it to the engine.
-    longest: Option<u64>,
+/// Goes by a route.
+fn by_route(metered: &mut Metered, route: &Arc<Route>, asking: &Asking<'_>) -> Result<(), Reject> {
+    let stops = asking.stops(route);
+    // What is refused from here on is refused for this model, in the books too.
+    let first = stops.first().or_else(|| route.targets.iter().find_map(|target| target.to.as_ref()));
+    metered.model = first.map(|stop| Arc::clone(&stop.model));
+    metered.deployment = first.map(|stop| Arc::clone(&stop.deployment));
+    if let Some(refusal) = asking.refusal(route, &stops) {
+        return Err(refusal);
+    }
+    route.live.earn(&route.record.policy.retries);
+    metered.routed = Some(Box::new(Routed { route: Arc::clone(route), stops }));
+    Ok(())
 }
 
-impl Size {
-    fn of(metered: &Metered) -> Option<Self> {
-        let (ask, model) = (metered.ask.as_ref()?, metered.model.as_ref()?);
-        let prompt = model.live.prompt_tokens(metered.request_bytes).min(model.record.context_length.into());
-        let wished = prompt + longest_answer(metered.endpoint, ask, model);
-        let allowed = metered.within(model).most_tokens();
-        let most = allowed.map_or(wished, |allowed| wished.min(allowed));
-        let counted = allowed.is_some() || metered.key.org.limits.counts_money();
-        let longest = counted.then(|| coarse(most.saturating_sub(prompt).max(1), wished > most));
-        // An answer has a token at least.
-        let shortest = if generates(metered.endpoint) { ask.choices } else { 0 };
-        Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(shortest), most, longest })
-    }
-
-    /// Less, if an answer of open length would need more tokens than are left now, and a fair part of them is: a shorter
-    /// answer is better than none.
-    fn cut(&self, metered: &Metered, now_ns: u64) -> Option<Self> {
-        let (ask, model) = (metered.ask.as_ref()?, metered.model.as_ref()?);
-        let left = metered.within(model).tokens_left(now_ns)?;
-        let (wished, longest) = (self.most.saturating_sub(self.prompt), left.saturating_sub(self.prompt));
-        let open = generates(metered.endpoint) && ask.max_tokens.is_none();
-        let fair = (wished / FAIR_PART).max(SHORTEST).max(ask.choices);
-        (open && left < self.most && longest >= fair).then_some(Self {
-            most: self.prompt + longest,
-            longest: Some(longest),
-            ..*self
-        })
-    }
-
-    fn most_usage(&self) -> Tokens {
-        Tokens { prompt: to_u32(self.prompt), cached: 0, completion: to_u32(self.most.saturating_sub(self.prompt)) }
-    }
-}
-
-/// Takes what the answer of a node may come to from the limits.
+/// Takes what the answer of a node may come to from the limits, at the dearest of the models that may answer.
 async fn reserve(request: &mut Request, size: Size) -> Result<(), Reject> {
     let began_ms = request.arrived_unix_ms;
     let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
     let model = metered.model.clone().ok_or(Reject::Internal)?;
-    let spend = micros(model.cost(began_ms, size.most_usage()).pico);
+    let stops = metered.routed.iter().flat_map(|routed| &routed.stops);
+    let at_stops = stops.filter_map(|stop| {
+        let usage = Size::of(metered, &stop.model)?.at_most(metered, size.most).most_usage();
+        Some(micros(stop.model.cost(began_ms, usage).pico))
+    });
+    let spend = at_stops.max().unwrap_or_else(|| micros(model.cost(began_ms, size.most_usage()).pico));
     let need = Need { least_tokens: size.least, tokens: size.most, spend };
     let mut charges = std::mem::take(&mut metered.charges);
     let reserved = charges.reserve(&metered.within(&model), need).await;
@@ -227,24 +216,28 @@ async fn reserve(request: &mut Request, size: Size) -> Result<(), Reject> {
     Ok(reserved?)
 }
 
-/// Makes the request ready for a node.
+/// Makes the request ready for a node. `bodies`: as it came, and as it goes; `reserved`: tokens.
 fn dispatch(
     session: &mut Session,
     request: &mut Request,
-    body: Bytes,
+    bodies: (Bytes, Bytes),
     size: Size,
+    reserved: u64,
     fill: Option<Box<Fill>>,
 ) -> Result<(), Reject> {
     let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
     let audience = fill.as_ref().and_then(|fill| fill.audience());
+    let (original, body) = bodies;
     metered.dispatch = Some(Dispatch {
         swapped: body_swap::put_in(session, body.clone(), audience),
+        original,
         body,
-        tokens: i64::try_from(size.most).unwrap_or(i64::MAX),
+        tokens: i64::try_from(reserved).unwrap_or(i64::MAX),
         prompt_estimate: to_u32(size.prompt),
         assignment: None,
         intended: None,
         tried: Vec::new(),
+        was_late: false,
         sent_at: None,
         first_byte_at: None,
         node_status: 0,
@@ -252,30 +245,6 @@ fn dispatch(
         fill,
     });
     Ok(())
-}
-
-fn to_u32(tokens: u64) -> u32 {
-    u32::try_from(tokens).unwrap_or(u32::MAX)
-}
-
-const fn generates(endpoint: Endpoint) -> bool {
-    matches!(endpoint, Endpoint::Chat | Endpoint::Completion)
-}
-
-/// Tokens that the answer may take.
-fn longest_answer(endpoint: Endpoint, ask: &Ask, model: &Model) -> u64 {
-    if !generates(endpoint) {
-        return 0;
-    }
-    let most = model.record.max_output_tokens.map_or(DEFAULT_ANSWER, u64::from).min(model.record.context_length.into());
-    ask.max_tokens.unwrap_or(most)
-}
-
-/// A length cut by a limit moves with every estimate of the prompt, and would make equal requests differ: rounded down to
-/// three binary digits.
-const fn coarse(tokens: u64, cut: bool) -> u64 {
-    let digits = u64::BITS - tokens.leading_zeros();
-    if cut && digits > 3 { tokens >> (digits - 3) << (digits - 3) } else { tokens }
 }
 
 /// A client's model name, short enough to repeat to him.

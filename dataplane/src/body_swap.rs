@@ -23,7 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use turnpike_config::crash_point;
 
 /// How often is looked whether anybody still listens to an answer whose client has left.
@@ -43,12 +43,61 @@ pub(crate) struct Swapped(Arc<Place>);
 #[derive(Default)]
 struct Place {
     own: Mutex<Option<ServerSession>>,
+    /// What nodes get, from the next one that is tried on.
+    body: Mutex<Bytes>,
+    deadlines: Mutex<Deadlines>,
     client_left: AtomicBool,
     /// What must be written down before the client gets the end of the answer.
     held_for: Mutex<Option<Written>>,
 }
 
+/// Until when a node may take; `None` is forever.
+#[derive(Clone, Copy, Debug, Default)]
+struct Deadlines {
+    first_byte: Option<Instant>,
+    end: Option<Instant>,
+}
+
+/// A node did not begin its answer in time.
+pub(crate) const LATE_FIRST_BYTE: ErrorType = ErrorType::Custom("the node did not begin in time");
+/// A node did not end its answer in time.
+pub(crate) const LATE_END: ErrorType = ErrorType::Custom("the node did not end in time");
+
+impl Deadlines {
+    /// Resolves with the error once one of them has passed.
+    async fn passed(self) -> Box<Error> {
+        let first = self.first_byte.into_iter().chain(self.end).min();
+        let Some(first) = first else { return std::future::pending().await };
+        tokio::time::sleep_until(first.into()).await;
+        Error::new(if self.end == Some(first) { LATE_END } else { LATE_FIRST_BYTE })
+    }
+}
+
 impl Swapped {
+    /// The next node that is tried gets this body.
+    pub(crate) fn set_body(&self, body: Bytes) {
+        *self.0.body.lock().unwrap_or_else(PoisonError::into_inner) = body;
+    }
+
+    fn body(&self) -> Bytes {
+        self.0.body.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A node is tried that is to begin its answer by then, and end it by `end`, if that is not known yet.
+    pub(crate) fn is_due(&self, first_byte: Option<Instant>, end: Option<Instant>) {
+        let mut deadlines = self.0.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
+        *deadlines = Deadlines { first_byte, end: deadlines.end.or(end) };
+    }
+
+    /// The node has begun its answer.
+    pub(crate) fn has_begun(&self) {
+        self.0.deadlines.lock().unwrap_or_else(PoisonError::into_inner).first_byte = None;
+    }
+
+    fn deadlines(&self) -> Deadlines {
+        *self.0.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the client left while the answer went on for others.
     pub(crate) fn client_left(&self) -> bool {
         self.0.client_left.load(Ordering::Relaxed)
@@ -83,8 +132,9 @@ pub(crate) async fn recorded(written: Written) -> Result<()> {
 /// From here on the request's body is `body`. While `audience` listens, a client that leaves does not end the answer.
 pub(crate) fn put_in(session: &mut Session, body: Bytes, audience: Option<Audience>) -> Swapped {
     let swapped = Swapped(Arc::default());
+    swapped.set_body(body);
     let inner = std::mem::replace(&mut *session.downstream_session, placeholder());
-    let replay = ReplaySession { inner, own: swapped.clone(), body, audience };
+    let replay = ReplaySession { inner, own: swapped.clone(), audience };
     *session.downstream_session = ServerSession::new_custom(Box::new(replay));
     swapped
 }
@@ -107,13 +157,27 @@ fn placeholder() -> ServerSession {
 struct ReplaySession {
     inner: ServerSession,
     own: Swapped,
-    body: Bytes,
     audience: Option<Audience>,
 }
 
 impl ReplaySession {
     fn goes_on(&self) -> bool {
         self.audience.as_ref().is_some_and(Audience::is_listening)
+    }
+
+    /// Waits until the client goes away, and then until nobody listens any more.
+    async fn idle(&mut self) -> Result<Option<Bytes>> {
+        if !self.own.client_left() {
+            let read = self.inner.read_body_or_idle(true).await;
+            if read.is_ok() {
+                return read;
+            }
+            self.bear(read, None)?;
+        }
+        while self.goes_on() {
+            tokio::time::sleep(AUDIENCE_POLL).await;
+        }
+        Err(gone())
     }
 
     /// An error of the client's connection ends the answer, unless others listen. What the node did wrong is passed on.
@@ -188,7 +252,7 @@ impl CustomSession for ReplaySession {
     }
 
     fn is_body_empty(&mut self) -> bool {
-        self.body.is_empty()
+        self.own.body().is_empty()
     }
 
     fn enable_retry_buffering(&mut self) {}
@@ -198,22 +262,17 @@ impl CustomSession for ReplaySession {
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        (!self.body.is_empty()).then(|| self.body.clone())
+        Some(self.own.body()).filter(|body| !body.is_empty())
     }
 
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        // Nothing is left to read: this waits until the client goes away, and then until nobody listens any more.
-        if !self.own.client_left() {
-            let read = self.inner.read_body_or_idle(true).await;
-            if read.is_ok() {
-                return read;
-            }
-            self.bear(read, None)?;
+        // Nothing is left to read. Pingora asks all the same as long as the node works, so this is where its time is watched.
+        let deadlines = self.own.deadlines();
+        tokio::select! {
+            biased;
+            idle = self.idle() => idle,
+            error = deadlines.passed() => Err(error),
         }
-        while self.goes_on() {
-            tokio::time::sleep(AUDIENCE_POLL).await;
-        }
-        Err(gone())
     }
 
     // Everything else is the client's own session's.

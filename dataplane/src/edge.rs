@@ -7,6 +7,7 @@ use crate::journal::Journal;
 use crate::limit::Limiter;
 use crate::live::Snapshot;
 use crate::metrics::Metrics;
+use crate::node_client::Aside;
 use crate::settings::Settings;
 use crate::unsettled::Unsettled;
 use arc_swap::ArcSwap;
@@ -34,6 +35,7 @@ pub(crate) struct Edge {
     pub(crate) unsettled: Unsettled,
     /// What the edges of the region tell each other; `None` without Redis.
     pub(crate) directory: Option<Directory>,
+    pub(crate) aside: Aside,
     /// Starts each balancing scan elsewhere.
     pub(crate) turn: AtomicUsize,
     /// The client port takes connections.
@@ -52,6 +54,7 @@ pub(crate) struct Metering {
 pub(crate) struct Own {
     pub(crate) name: String,
     pub(crate) certificate: CertKey,
+    pub(crate) aside: Aside,
 }
 
 impl Edge {
@@ -78,6 +81,7 @@ impl Edge {
             cache,
             unsettled,
             directory,
+            aside: own.aside,
             turn: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),

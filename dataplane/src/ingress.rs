@@ -7,7 +7,6 @@ use http::{HeaderMap, Method};
 use pingora::proxy::Session;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 use turnpike_config::Endpoint;
@@ -106,6 +105,8 @@ async fn next_piece(session: &mut Session) -> Result<Option<Bytes>, Reject> {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ask {
     pub(crate) model: String,
+    /// Where in the body its name stands.
+    pub(crate) model_at: Range<usize>,
     pub(crate) stream: bool,
     /// The client wants the usage chunk at the end of its stream.
     pub(crate) include_usage: bool,
@@ -125,8 +126,8 @@ pub(crate) struct Ask {
 pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
     #[derive(Deserialize)]
     struct Peek<'a> {
-        #[serde(borrow, default)]
-        model: Cow<'a, str>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        model: Option<&'a RawValue>,
         stream: Option<bool>,
         #[serde(borrow, default, deserialize_with = "present")]
         max_tokens: Option<&'a RawValue>,
@@ -153,7 +154,10 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
 
     let text = std::str::from_utf8(body).map_err(|_| Reject::InvalidJson { reason: "it is not UTF-8".to_owned() })?;
     let peek: Peek<'_> = serde_json::from_str(text).map_err(|error| misread::<Peek<'_>>(text, &error))?;
-    if peek.model.is_empty() {
+    let Some(named) = peek.model else { return Err(Reject::MissingParameter { name: "model" }) };
+    let model: String = serde_json::from_str(named.get())
+        .map_err(|error| Reject::InvalidParameter { name: "model", reason: error.to_string() })?;
+    if model.is_empty() {
         return Err(Reject::MissingParameter { name: "model" });
     }
     let options = peek.stream_options.map(|raw| serde_json::from_str::<Option<StreamOptions>>(raw.get())).transpose();
@@ -167,7 +171,8 @@ pub(crate) fn peek(body: &[u8]) -> Result<Ask, Reject> {
     let each = count("n", peek.n)?.max(count("best_of", peek.best_of)?);
     let choices = each.saturating_mul(prompts(peek.prompt));
     Ok(Ask {
-        model: peek.model.into_owned(),
+        model,
+        model_at: range_within(text, named.get()),
         stream: peek.stream.unwrap_or(false),
         include_usage: options.and_then(|o| o.include_usage).unwrap_or(false),
         max_tokens: answer.map(|tokens| tokens.saturating_mul(choices)),
@@ -203,7 +208,7 @@ fn prompts(field: Option<&RawValue>) -> u64 {
 }
 
 /// Fields that the edge reads; one of a wrong type is named.
-const PEEKED: [&str; 5] = ["model", "stream", "n", "best_of", "stream_options"];
+const PEEKED: [&str; 4] = ["stream", "n", "best_of", "stream_options"];
 
 /// Tells JSON with a field of a wrong type from what is no JSON object. Reads again, which only the failed pay for.
 fn misread<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Reject {

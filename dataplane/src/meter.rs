@@ -3,7 +3,6 @@
 use crate::edge::Edge;
 use crate::journal::Written;
 use crate::limit::micros;
-use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, Served};
 use http::header::USER_AGENT;
@@ -154,7 +153,7 @@ fn event(
         organization: metered.key.record.organization,
         api_key: metered.key.record.id,
         model: model.map(|model| model.record.id.clone()),
-        model_version: model.and_then(|model| model.route.as_ref()).map(|route| route.version.to_string()),
+        model_version: metered.deployment.as_ref().map(|deployment| deployment.version.to_string()),
         endpoint: metered.endpoint,
         status: end.status,
         http_status: session.response_written().map_or(0, |head| head.status.as_u16()),
@@ -163,7 +162,7 @@ fn event(
         prompt_tokens: tokens.prompt,
         completion_tokens: tokens.completion,
         estimated,
-        cost: model.map(|model| cost(model, began_ms, tokens, is_reuse(metered))).unwrap_or_default(),
+        cost: cost(metered, began_ms, tokens),
         request_bytes: metered.request_bytes,
         response_bytes: session.body_bytes_sent() as u64,
         processing_ms: sent_at.map_or(0, |sent| millis(now - sent)),
@@ -180,11 +179,15 @@ fn event(
         cache: metered.cached.as_ref().map(|cached| cached.status),
         price_version: model.map_or(0, |model| model.record.price_at(began_ms).0),
         cached_tokens: tokens.cached,
+        shadow: false,
     }
 }
 
-fn cost(model: &Model, began_ms: u64, tokens: Tokens, reused: bool) -> Usd {
-    if reused { model.reuse_cost(began_ms, tokens) } else { model.cost(began_ms, tokens) }
+fn cost(metered: &Metered, began_ms: u64, tokens: Tokens) -> Usd {
+    if is_reuse(metered) {
+        return metered.reuse_cost(began_ms, tokens);
+    }
+    metered.model.as_ref().map(|model| model.cost(began_ms, tokens)).unwrap_or_default()
 }
 
 fn first_byte_at(metered: &Metered) -> Option<Instant> {

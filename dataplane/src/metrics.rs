@@ -26,6 +26,11 @@ struct CacheLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShadowLabels {
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndpointLabel {
     endpoint: &'static str,
 }
@@ -43,6 +48,9 @@ pub(crate) struct Metrics {
     first_byte: Family<EndpointLabel, Histogram, fn() -> Histogram>,
     tokens: Family<TokenLabels, Counter>,
     cached: Family<CacheLabels, Counter>,
+    shadows: Family<ShadowLabels, Counter>,
+    /// Shadows that were not sent, since too many were on their way or no node was ready.
+    pub(crate) shadows_skipped: Counter,
     /// Requests refused before a key was accepted, or that were no inference.
     pub(crate) unmetered: Counter,
     /// Connections closed because too many were open.
@@ -106,6 +114,8 @@ impl Metrics {
             first_byte: Family::new_with_constructor(latency),
             tokens: Family::default(),
             cached: Family::default(),
+            shadows: Family::default(),
+            shadows_skipped: Counter::default(),
             unmetered: Counter::default(),
             connections_refused: Counter::default(),
             retries: Counter::default(),
@@ -172,6 +182,8 @@ impl Metrics {
         r.register("limiter_untold", "Requests refused since no bucket answered", self.limiter_untold.clone());
         r.register("limiter_alone", "1 while limits are divided by the edges", self.limiter_alone.clone());
         r.register("region_lookups", "Keys and models not in the routing, looked up in Redis", self.lookups.clone());
+        r.register("shadow_requests", "Copies of requests sent to a route's shadow, by end", self.shadows.clone());
+        r.register("shadow_requests_skipped", "Copies that could not be sent", self.shadows_skipped.clone());
         r.register("cache_requests", "Requests that the response cache had a part in", self.cached.clone());
         r.register("cache_answers", "Answers kept in this process", self.cache_answers.clone());
         let kept = "Size of the answers kept in this process";
@@ -200,6 +212,10 @@ impl Metrics {
     /// Counts a request that has ended, and whose event took so long to be written.
     pub(crate) fn observe(&self, event: &UsageEvent, written_after: Duration) {
         self.journal_write.observe(written_after.as_secs_f64());
+        if event.shadow {
+            self.shadows.get_or_create(&ShadowLabels { status: event.status.name() }).inc();
+            return;
+        }
         let endpoint = event.endpoint.name();
         self.requests.get_or_create(&RequestLabels { endpoint, status: event.status.name() }).inc();
         let label = EndpointLabel { endpoint };

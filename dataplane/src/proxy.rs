@@ -1,11 +1,11 @@
 //! Pingora's phases, each handing over to the stage that belongs there.
 
 use crate::admit::{Admitted, admit};
+use crate::assign::assign;
 use crate::edge::Edge;
-use crate::journal::Intent;
 use crate::reject::Reject;
 use crate::request::{Request, own_request_id, unix_ms};
-use crate::{balance, body_swap, meter, respond, rewrite};
+use crate::{body_swap, meter, respond, rewrite};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -15,15 +15,9 @@ use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use turnpike_config::{Tap, crash_point, headers};
 use uuid::Uuid;
-
-/// Nodes tried for one request.
-pub(crate) const MAX_TRIES: usize = 3;
-/// Shorter than engines keep a connection, so that we never send into one that is closing.
-const NODE_IDLE: Duration = Duration::from_secs(50);
 
 const NO_NODE: ErrorType = ErrorType::Custom("no node");
 const NODE_BUSY: ErrorType = ErrorType::Custom("node busy");
@@ -58,7 +52,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
-        self.assign(request).map_err(|reject| {
+        assign(&self.edge, request).await.map_err(|reject| {
             request.reject = Some(reject);
             Error::new(NO_NODE)
         })
@@ -71,6 +65,8 @@ impl ProxyHttp for Proxy {
         request: &mut Request,
     ) -> Result<()> {
         let Some(metered) = &mut request.metered else { return Err(Error::new(ErrorType::InternalError)) };
+        let is_public = metered.cache_policy().public;
+        let version = metered.deployment.as_ref().map_or("", |deployment| &deployment.version);
         let (Some(dispatch), Some(model)) = (&mut metered.dispatch, &metered.model) else {
             return Err(Error::new(ErrorType::InternalError));
         };
@@ -82,7 +78,7 @@ impl ProxyHttp for Proxy {
         dispatch.sent_at.get_or_insert_with(Instant::now);
         let node = dispatch.assignment.as_ref().map(|assignment| &assignment.node);
         // Engines make an answer's id of this one: what other organizations may get does not have the client's own.
-        let shared = dispatch.fill.is_some() && model.record.cache.public;
+        let shared = dispatch.fill.is_some() && is_public;
         let own_id = shared.then(|| own_request_id(request.id));
         let host = node.map_or("node", |node| node.tls_name.as_deref().unwrap_or(&node.name));
         let mut event = Uuid::encode_buffer();
@@ -91,7 +87,7 @@ impl ProxyHttp for Proxy {
             &rewrite::Forwarded {
                 request_id: own_id.as_deref().unwrap_or(&request.request_id),
                 model: &model.record.id,
-                version: model.route.as_ref().map_or("", |route| &route.version),
+                version,
                 body_length: dispatch.body.len(),
                 host,
                 event: request.id.0.hyphenated().encode_lower(&mut event),
@@ -114,6 +110,7 @@ impl ProxyHttp for Proxy {
             assignment.node.live.answered();
         }
         dispatch.node_status = head.status.as_u16();
+        dispatch.swapped.has_begun();
         crash_point("edge.after_dispatch");
         let prompt = head.headers.get(headers::PROMPT_TOKENS).and_then(|value| value.to_str().ok()?.parse().ok());
         dispatch.prompt_estimate = prompt.unwrap_or(dispatch.prompt_estimate);
@@ -214,6 +211,11 @@ impl ProxyHttp for Proxy {
         let answer = reject.answer();
         let streams = request.dispatch().is_some_and(|d| matches!(d.tap, Some(Tap::Stream(_))));
         let written = if session.response_written().is_none() {
+            // Its connection is closed afterwards, and must not look as if another request could be sent on it.
+            if let Some(dispatch) = request.dispatch() {
+                body_swap::take_out(session, &dispatch.swapped);
+            }
+            session.set_keepalive(None);
             respond::reject(session, request, &reject, self.edge.now_ns()).await
         } else if streams {
             respond::stream_error(session, &answer).await
@@ -263,70 +265,26 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
-    /// Picks the node for this try.
-    fn assign(&self, request: &mut Request) -> Result<Box<HttpPeer>, Reject> {
-        let Some(metered) = &mut request.metered else { return Err(Reject::Internal) };
-        let (Some(dispatch), Some(model)) = (&mut metered.dispatch, &metered.model) else {
-            return Err(Reject::Internal);
-        };
-        let out_of_nodes = || Reject::NoNode { model: model.record.id.clone() };
-        let route = model.route.as_ref().ok_or_else(out_of_nodes)?;
-        let now = self.edge.now_ns();
-        if !dispatch.tried.is_empty() {
-            if dispatch.tried.len() >= MAX_TRIES || self.edge.retry_budget.take(1, 1, now).is_err() {
-                return Err(out_of_nodes());
-            }
-            self.edge.metrics.retries.inc();
-        }
-        let turn = self.edge.turn.fetch_add(1, Ordering::Relaxed);
-        // The last node is let go first, so that its load does not count this request.
-        dispatch.assignment = None;
-        let assignment = balance::pick(route, &dispatch.tried, dispatch.tokens, turn, now).ok_or_else(out_of_nodes)?;
-        dispatch.tried.push(Arc::clone(&assignment.node.name));
-        let (version, price) = model.record.price_at(request.id.unix_ms());
-        let intent = Intent {
-            id: request.id,
-            organization: metered.key.record.organization,
-            api_key: metered.key.record.id,
-            model: model.record.id.clone(),
-            model_version: route.version.to_string(),
-            endpoint: metered.endpoint,
-            price_version: version,
-            price,
-            reserved_tokens: u64::try_from(dispatch.tokens).unwrap_or(0),
-            node: assignment.node.name.to_string(),
-            streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
-            request_bytes: metered.request_bytes,
-        };
-        crash_point("edge.before_intent");
-        let intended = metered.permit.as_ref().and_then(|permit| permit.intend(intent));
-        dispatch.intended = Some(intended.ok_or(Reject::MeteringUnavailable)?);
-        let node = &dispatch.assignment.insert(assignment).node;
-        let mut peer = HttpPeer::new(node.address, node.tls_name.is_some(), node.tls_name.clone().unwrap_or_default());
-        if node.tls_name.is_some() {
-            peer.client_cert_key = Some(Arc::clone(&self.edge.certificate));
-        }
-        let limits = &self.edge.settings.limits;
-        peer.options.connection_timeout = Some(limits.connect_timeout);
-        peer.options.total_connection_timeout = Some(limits.connect_timeout * 2);
-        peer.options.read_timeout = Some(limits.node_timeout);
-        peer.options.write_timeout = Some(limits.node_timeout);
-        peer.options.idle_timeout = Some(NODE_IDLE);
-        Ok(Box::new(peer))
-    }
-
     /// Decides on another try: only while nothing has reached the client, and never after a timeout, since the work may
-    /// still be going on.
+    /// still be going on; unless a route says that another node is to be tried all the same.
     fn node_failed(&self, session: &Session, request: &mut Request, mut error: Box<Error>) -> Box<Error> {
+        let (late_end, late) = (error.etype() == &body_swap::LATE_END, error.etype() == &body_swap::LATE_FIRST_BYTE);
+        if late_end || late {
+            // Told by the client's session, and not its fault.
+            error.as_up();
+        }
         let by_node = !matches!(error.esource(), ErrorSource::Downstream) && error.etype() != &body_swap::NOT_RECORDED;
         let timed_out = matches!(error.etype(), ErrorType::ReadTimedout);
         let busy = error.etype() == &NODE_BUSY;
         // A head that came was passed on to those who listen, also if this client has left before.
         let has_begun = session.response_written().is_some() || request.dispatch().is_some_and(|d| d.node_status != 0);
-        let may_retry = by_node && !timed_out && !has_begun;
+        let may_retry = by_node && !timed_out && !late_end && !has_begun;
+        if let Some(dispatch) = request.dispatch() {
+            dispatch.was_late = late;
+        }
         error.retry = RetryType::Decided(may_retry);
         let assignment = request.dispatch().and_then(|dispatch| dispatch.assignment.as_ref());
-        if let Some(assignment) = assignment.filter(|_| by_node && !busy) {
+        if let Some(assignment) = assignment.filter(|_| by_node && !busy && !late_end) {
             tracing::warn!(node = %assignment.node.name, %error, "node failed");
             assignment.node.live.failed(self.edge.now_ns());
         }
@@ -337,7 +295,9 @@ impl Proxy {
 /// What an error means to the client when no stage has said so.
 fn reason(error: &Error) -> Reject {
     match error.etype() {
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Reject::NodeTimeout,
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout | &body_swap::LATE_FIRST_BYTE | &body_swap::LATE_END => {
+            Reject::NodeTimeout
+        }
         ErrorType::InternalError => Reject::Internal,
         &body_swap::NOT_RECORDED => Reject::MeteringUnavailable,
         _ => Reject::NodeFailed,

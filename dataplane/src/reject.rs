@@ -24,6 +24,7 @@ pub(crate) enum Reject {
     InvalidParameter { name: &'static str, reason: String },
     MissingParameter { name: &'static str },
     Limit(Refused),
+    Maintenance { message: String, retry_after_s: u64 },
     NoVersion { model: String },
     NoNode { model: String },
     NodeFailed,
@@ -103,7 +104,8 @@ impl Reject {
                 self.permission_answer()
             }
             Self::Limit(refused) => limit_answer(refused),
-            Self::NoVersion { .. }
+            Self::Maintenance { .. }
+            | Self::NoVersion { .. }
             | Self::NoNode { .. }
             | Self::NodeFailed
             | Self::NodeTimeout
@@ -209,6 +211,9 @@ impl Reject {
         let unavailable =
             |code, message: String| Answer::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message).retry_after(1);
         match self {
+            Self::Maintenance { message, retry_after_s } => {
+                unavailable("model_maintenance", message.clone()).retry_after(*retry_after_s)
+            }
             Self::NoVersion { model } => {
                 unavailable("model_not_deployed", format!("The model `{model}` has no active version at the moment."))
             }

@@ -8,12 +8,14 @@ use crate::fill::Fill;
 use crate::ingress::Ask;
 use crate::journal::{Permit, Written};
 use crate::limit::{Charges, Within};
-use crate::live::{Key, Model, Snapshot};
+use crate::live::{Deployment, Key, Model, Snapshot};
+use crate::plan::{Routed, cache_policy};
 use crate::reject::Reject;
+use crate::rewrite::{self, Changes};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
-use turnpike_config::{CacheKey, CacheStatus, Endpoint, EventId, Tap, Tokens};
+use turnpike_config::{CacheKey, CachePolicy, CacheStatus, Endpoint, EventId, Tap, Tokens, Usd};
 use uuid::{NoContext, Timestamp, Uuid};
 
 /// One request's context.
@@ -39,7 +41,12 @@ pub(crate) struct Metered {
     pub(crate) permit: Option<Permit>,
     pub(crate) request_bytes: u64,
     pub(crate) ask: Option<Ask>,
+    /// What answers, as far as it is known.
     pub(crate) model: Option<Arc<Model>>,
+    /// Which version of it.
+    pub(crate) deployment: Option<Arc<Deployment>>,
+    /// Where else it may go; `None` if its name has no route.
+    pub(crate) routed: Option<Box<Routed>>,
     pub(crate) charges: Charges,
     /// What the cache did; `None` where nobody spoke of caching.
     pub(crate) cached: Option<Cached>,
@@ -70,10 +77,12 @@ pub(crate) struct Served {
 
 /// A request on its way to nodes.
 pub(crate) struct Dispatch {
+    /// As the client sent it.
+    pub(crate) original: Bytes,
     /// As the node gets it.
     pub(crate) body: Bytes,
     pub(crate) swapped: Swapped,
-    /// Prompt and longest answer, tokens; the weight in balancing.
+    /// Prompt and longest answer, tokens, wherever it goes; the weight in balancing.
     pub(crate) tokens: i64,
     /// Prompt tokens judged by bytes, for answers cut before the engine's count.
     pub(crate) prompt_estimate: u32,
@@ -81,6 +90,8 @@ pub(crate) struct Dispatch {
     /// That this node is asked is being written down.
     pub(crate) intended: Option<Written>,
     pub(crate) tried: Vec<Arc<str>>,
+    /// The last node that was tried did not begin its answer in time.
+    pub(crate) was_late: bool,
     pub(crate) sent_at: Option<Instant>,
     pub(crate) first_byte_at: Option<Instant>,
     pub(crate) node_status: u16,
@@ -93,6 +104,30 @@ impl Metered {
     /// The limits that it meets within its model.
     pub(crate) fn within<'a>(&'a self, model: &'a Model) -> Within<'a> {
         Within { model: &model.record.id, key: &self.key.limits, organization: &self.key.org.limits }
+    }
+
+    /// Whether and how its answer is kept.
+    pub(crate) fn cache_policy(&self) -> CachePolicy {
+        let of_model = self.model.as_ref().map(|model| model.record.cache).unwrap_or_default();
+        cache_policy(self.routed.as_ref().map(|routed| &*routed.route), of_model)
+    }
+
+    /// Which version of its model it is for.
+    pub(crate) fn version(&self) -> &str {
+        self.deployment.as_ref().map_or("", |deployment| &deployment.version)
+    }
+
+    /// What tokens cost when no node has made them for it.
+    pub(crate) fn reuse_cost(&self, unix_ms: u64, tokens: Tokens) -> Usd {
+        let cost = self.model.as_ref().map(|model| model.cost(unix_ms, tokens)).unwrap_or_default();
+        cost.permille(self.cache_policy().price_permille)
+    }
+
+    /// The body as a node gets it, with an answer of open length held to so many tokens.
+    pub(crate) fn rewritten(&self, body: &Bytes, longest: Option<u64>) -> Bytes {
+        let Some(ask) = &self.ask else { return body.clone() };
+        let model = self.model.as_ref().map(|model| model.record.id.as_str()).filter(|id| *id != ask.model);
+        rewrite::body(ask, body, &Changes { model, longest, is_generated: self.endpoint.generates() })
     }
 }
 

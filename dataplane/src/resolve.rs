@@ -187,5 +187,6 @@ fn event_of(edge: &Edge, intent: Intent, known: Option<Known>) -> UsageEvent {
         cache: None,
         price_version: intent.price_version,
         cached_tokens: used.cached,
+        shadow: false,
     }
 }

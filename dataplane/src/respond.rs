@@ -1,7 +1,7 @@
 //! Answers that the edge writes itself.
 
 use crate::limit;
-use crate::live::{Key, Model};
+use crate::live::{Key, Model, Route};
 use crate::reject::{Answer, Reject};
 use crate::request::Request;
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use turnpike_config::{CacheStatus, headers};
 
 /// Tells the client why not.
@@ -51,9 +52,14 @@ pub(crate) fn reused_head(
     Ok(head)
 }
 
-/// Tells the client what every answer tells beside the request's id: his limits, and what the cache did.
+/// Tells the client what every answer tells beside the request's id: his limits, which model answers, and what the cache
+/// did.
 pub(crate) fn tell(head: &mut ResponseHeader, request: &Request, now_ns: u64) -> Result<()> {
     tell_limits(head, request, now_ns)?;
+    let deployment = request.metered.as_ref().and_then(|metered| metered.deployment.as_ref());
+    if let Some(label) = deployment.and_then(|deployment| deployment.label.as_ref()) {
+        head.insert_header(headers::MODEL, label)?;
+    }
     let Some(cached) = request.metered.as_ref().and_then(|metered| metered.cached.as_ref()) else { return Ok(()) };
     match cached.status {
         CacheStatus::Hit => head.insert_header(headers::CACHE, format!("hit; age={}", cached.age_s))?,
@@ -84,8 +90,13 @@ pub(crate) async fn stream_error(session: &mut Session, answer: &Answer) -> Resu
 
 /// `GET /v1/models`
 pub(crate) async fn list_models(session: &mut Session, request: &Request, key: &Key) -> Result<()> {
-    let usable = request.snapshot.listing().filter(|model| key.may_use(model));
-    let data: Vec<Value> = usable.map(|model| model_object(model)).collect();
+    let (snapshot, organization) = (&request.snapshot, &key.record.organization);
+    let plain = snapshot.listing().filter(|model| snapshot.route(&model.record.id, organization).is_none());
+    let models = plain.filter(|model| key.may_use(model)).map(|model| (&model.record.id, model_object(model)));
+    let routes = snapshot.routes_of(organization).filter(|route| key.may_use_route(route));
+    let aliases = routes.filter_map(|route| Some((&route.record.id.name, route_object(route)?)));
+    let listed: BTreeMap<&String, Value> = models.chain(aliases).collect();
+    let data: Vec<Value> = listed.into_values().collect();
     let head = head(StatusCode::OK, request)?;
     json_body(session, head, json!({"object": "list", "data": data}).to_string().into_bytes()).await
 }
@@ -94,6 +105,25 @@ pub(crate) async fn list_models(session: &mut Session, request: &Request, key: &
 pub(crate) async fn get_model(session: &mut Session, request: &Request, model: &Model) -> Result<()> {
     let head = head(StatusCode::OK, request)?;
     json_body(session, head, model_object(model).to_string().into_bytes()).await
+}
+
+/// `GET /v1/models/{id}` of a name that has a route.
+pub(crate) async fn get_route(session: &mut Session, request: &Request, route: &Route) -> Result<()> {
+    match route_object(route) {
+        Some(object) => json_body(session, head(StatusCode::OK, request)?, object.to_string().into_bytes()).await,
+        None => {
+            let unknown = Reject::NoVersion { model: route.record.id.name.clone() };
+            reject(session, request, &unknown, 0).await
+        }
+    }
+}
+
+/// An alias looks like a model; it is as old as the first one that it leads to. `None`: it leads to none at the moment.
+fn route_object(route: &Route) -> Option<Value> {
+    let branches = route.targets.iter().chain(&route.fallbacks);
+    let record = &branches.filter_map(|branch| branch.to.as_ref()).next()?.model.record;
+    let (id, owner) = (&route.record.id.name, &record.provider);
+    Some(json!({"id": id, "object": "model", "created": record.created_s, "owned_by": owner}))
 }
 
 fn model_object(model: &Model) -> Value {

@@ -6,7 +6,6 @@ use crate::cache::{self, Facts, Fence, Follower, Join, LeaderGuard, Plan, Scope,
 use crate::edge::Edge;
 use crate::fill::Fill;
 use crate::limit::{Charges, Need, Refused, Within, micros};
-use crate::live::Model;
 use crate::reject::Reject;
 use crate::request::{Cached, Metered, Request, Served};
 use crate::{body_swap, meter, respond};
@@ -48,14 +47,14 @@ pub(crate) async fn reuse(
 fn wanted(session: &Session, request: &mut Request, body: &Bytes) -> Option<(Wanted, Plan)> {
     let metered = request.metered.as_mut()?;
     let (ask, model) = (metered.ask.as_ref()?, metered.model.as_ref()?);
-    let (policy, head) = (&model.record.cache, &session.req_header().headers);
+    let (policy, head) = (&metered.cache_policy(), &session.req_header().headers);
     let facts = Facts { temperature: ask.temperature };
     let plan = cache::plan(policy, head, metered.endpoint, facts);
     let organization = (metered.key.record.organization, metered.key.org.record.cache_generation);
     let scope = Scope {
         organization: (!policy.public).then_some(organization),
         model: &model.record.id,
-        version: model.route.as_ref().map_or("", |route| &route.version),
+        version: metered.version(),
         model_generation: policy.generation,
         endpoint: metered.endpoint,
     };
@@ -82,14 +81,14 @@ struct Seeker<'a> {
 impl Seeker<'_> {
     /// Takes what a request takes within its model.
     async fn enter(&mut self) -> Result<(), Reject> {
-        self.charge_with(async |charges, within, _| charges.enter(within).await).await
+        self.charge_with(async |charges, within| charges.enter(within).await).await
     }
 
     /// Takes what an answer costs that is given again, if the model charges for it.
     async fn charge(&mut self, usage: Tokens) -> Result<(), Reject> {
         let began_ms = self.request.arrived_unix_ms;
-        self.charge_with(async |charges, within, model| {
-            let spend = micros(model.reuse_cost(began_ms, usage).pico);
+        let spend = micros(self.metered()?.reuse_cost(began_ms, usage).pico);
+        self.charge_with(async |charges, within| {
             charges.reserve(within, Need { least_tokens: 0, tokens: 0, spend }).await
         })
         .await
@@ -97,12 +96,12 @@ impl Seeker<'_> {
 
     async fn charge_with(
         &mut self,
-        take: impl AsyncFnOnce(&mut Charges, &Within<'_>, &Model) -> Result<(), Refused>,
+        take: impl AsyncFnOnce(&mut Charges, &Within<'_>) -> Result<(), Refused>,
     ) -> Result<(), Reject> {
         let metered = self.metered()?;
         let model = metered.model.clone().ok_or(Reject::Internal)?;
         let mut charges = std::mem::take(&mut metered.charges);
-        let taken = take(&mut charges, &metered.within(&model), &model).await;
+        let taken = take(&mut charges, &metered.within(&model)).await;
         metered.charges = charges;
         Ok(taken?)
     }
@@ -232,7 +231,7 @@ impl Seeker<'_> {
     /// An answer that costs something is in the journal before its last `unsent` bytes go out.
     async fn account(&mut self, unsent: usize) -> pingora::Result<()> {
         let metered = self.request.metered.as_mut();
-        let costs = |metered: &Metered| metered.model.as_ref().is_some_and(|m| m.record.cache.price_permille > 0);
+        let costs = |metered: &Metered| metered.cache_policy().price_permille > 0;
         let Some(metered) = metered.filter(|metered| costs(metered)) else { return Ok(()) };
         if let Some(served) = metered.cached.as_mut().and_then(|cached| cached.served.as_mut()) {
             served.complete = true;

@@ -10,20 +10,34 @@ use turnpike_config::headers;
 
 const INCLUDE_USAGE: &[u8] = br#""stream_options":{"include_usage":true},"#;
 
-/// Makes a streaming engine report its usage, which only some clients ask for, and holds an answer whose length the client
-/// left open to `longest` tokens, over all choices. Other bodies pass as they are.
-pub(crate) fn body(ask: &Ask, body: &Bytes, longest: Option<u64>) -> Bytes {
+/// What a body is changed in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Changes<'a> {
+    /// The model's own name, if the client calls it by another.
+    pub(crate) model: Option<&'a str>,
+    /// Tokens that an answer of open length is held to, over all choices.
+    pub(crate) longest: Option<u64>,
+    /// The answer is generated, token by token.
+    pub(crate) is_generated: bool,
+}
+
+/// Names the model as its engine knows it, makes a streaming engine report its usage, which only some clients ask for, and
+/// holds an answer whose length the client left open. Other bodies pass as they are.
+pub(crate) fn body(ask: &Ask, body: &Bytes, changes: &Changes<'_>) -> Bytes {
     let mut edits: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
+    if let Some(model) = changes.model {
+        edits.push((ask.model_at.clone(), Value::from(model).to_string().into_bytes()));
+    }
     // Peeking found a model inside an object, so a field follows the first brace.
     let after_brace = body.iter().position(|byte| *byte == b'{').map_or(0, |brace| brace + 1);
-    if let (Some(longest), None) = (longest, ask.max_tokens) {
+    if let (Some(longest), None, true) = (changes.longest, ask.max_tokens, changes.is_generated) {
         let each = (longest / ask.choices).max(1);
         edits.push(match &ask.null_max_tokens {
             Some(range) => (range.clone(), each.to_string().into_bytes()),
             None => (after_brace..after_brace, format!("\"max_tokens\":{each},").into_bytes()),
         });
     }
-    if ask.stream && !ask.include_usage {
+    if ask.stream && !ask.include_usage && changes.is_generated {
         edits.push(match &ask.stream_options {
             Some(range) => {
                 let mut options: Map<String, Value> = serde_json::from_slice(&body[range.clone()]).unwrap_or_default();
@@ -91,7 +105,31 @@ mod tests {
 
     fn sent(text: &str) -> String {
         let bytes = Bytes::copy_from_slice(text.as_bytes());
-        String::from_utf8(body(&peek(&bytes).unwrap(), &bytes, None).to_vec()).unwrap()
+        String::from_utf8(body(&peek(&bytes).unwrap(), &bytes, &GENERATED).to_vec()).unwrap()
+    }
+
+    const GENERATED: Changes<'_> = Changes { model: None, longest: None, is_generated: true };
+
+    #[test]
+    fn an_alias_becomes_the_models_own_name() {
+        let named = |text: &str| {
+            let bytes = Bytes::copy_from_slice(text.as_bytes());
+            let changes = Changes { model: Some("o\"rg/m"), ..GENERATED };
+            String::from_utf8(body(&peek(&bytes).unwrap(), &bytes, &changes).to_vec()).unwrap()
+        };
+        for (from, to) in [
+            (r#"{"model":"alias"}"#, r#"{"model":"o\"rg/m"}"#),
+            (
+                r#"{"x":{"model":"y"}, "model" : "al\u0069as" ,"a":1}"#,
+                r#"{"x":{"model":"y"}, "model" : "o\"rg/m" ,"a":1}"#,
+            ),
+            (
+                r#"{"model":"alias","stream":true}"#,
+                r#"{"stream_options":{"include_usage":true},"model":"o\"rg/m","stream":true}"#,
+            ),
+        ] {
+            assert_eq!(named(from), to);
+        }
     }
 
     #[test]
@@ -122,7 +160,10 @@ mod tests {
     fn an_answer_of_open_length_is_held_to_what_is_reserved() {
         let held = |text: &str| {
             let bytes = Bytes::copy_from_slice(text.as_bytes());
-            String::from_utf8(body(&peek(&bytes).unwrap(), &bytes, Some(90)).to_vec()).unwrap()
+            String::from_utf8(
+                body(&peek(&bytes).unwrap(), &bytes, &Changes { longest: Some(90), ..GENERATED }).to_vec(),
+            )
+            .unwrap()
         };
         for (from, to) in [
             (r#"{"model":"m"}"#, r#"{"max_tokens":90,"model":"m"}"#),

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::edge::Edge;
-use crate::proxy::{MAX_TRIES, Proxy};
+use crate::proxy::Proxy;
 use crate::settings::Settings;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerOptions, ServerApp};
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::load_certified_key;
+use turnpike_config::route::MAX_ATTEMPTS;
 
 /// Heads and small bodies fit; larger buffers only cost idle connections memory.
 const READ_BUFFER: usize = 8 << 10;
@@ -48,7 +49,7 @@ pub(crate) fn run(edge: &Arc<Edge>, client_tls: Option<TlsSettings>, stop: Cance
         grace_period_seconds: Some(settings.drain_timeout.as_secs().max(1)),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: NODE_POOL,
-        max_retries: MAX_TRIES + 1,
+        max_retries: usize::from(MAX_ATTEMPTS) + 1,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);

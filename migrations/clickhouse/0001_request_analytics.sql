@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS request_analytics{on_cluster} (
     error_code LowCardinality(String),
     cache_status LowCardinality(String),
     streamed Bool,
+    -- A copy of a request for a route's shadow: in no sum.
+    shadow Bool,
     retries UInt8,
     request_size_bytes UInt64,
     response_size_bytes UInt64,

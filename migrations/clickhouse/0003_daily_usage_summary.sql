@@ -30,7 +30,7 @@ SELECT
     countIf(status != 'success') / count() AS error_rate,
     now64(3, 'UTC') AS summed_at
 FROM request_analytics FINAL
-WHERE model_id != '' AND toDate(timestamp) IN (
+WHERE model_id != '' AND NOT shadow AND toDate(timestamp) IN (
     SELECT toDate(timestamp) FROM request_analytics WHERE stored_at > now64(3, 'UTC') - INTERVAL 1 HOUR
 )
 GROUP BY date, organization_id, model_id;

@@ -71,3 +71,6 @@ CREATE UNIQUE INDEX idx_rollouts_under_way ON rollouts ((true)) WHERE state IN (
 -- What passes by itself is trimmed: see `trim_passing` in store/config_log.rs, which has the same condition.
 DROP INDEX idx_config_log_budgets;
 CREATE INDEX idx_config_log_passing ON config_log (version) WHERE author = 'billing' OR author LIKE 'node:%';
+
+-- A copy of a request that was sent to a route's shadow: nobody pays for it, and it is in no sum.
+ALTER TABLE inference_requests ADD COLUMN shadow boolean NOT NULL DEFAULT false;

@@ -221,7 +221,8 @@ async fn three_edges_run_no_more_requests_at_once_than_one_limit_allows() {
     let columns = "(extract(epoch FROM created_at) * 1000)::bigint + queue_time_ms, processing_time_ms";
     let rows = format!("FROM inference_requests WHERE api_key_id = '{}' AND status = 'success'", region.key_id);
     let spans = numbers(&region.fleet.sql(&format!("SELECT {columns} {rows}")), '|');
-    let spans: Vec<_> = spans.into_iter().map(|(from, length)| (from, from + length)).collect();
+    // A beginning is the sum of two times that are cut to whole milliseconds, and may seem so much earlier than it was.
+    let spans: Vec<_> = spans.into_iter().map(|(from, length)| (from + 2, from + length)).collect();
     let most = most_at_once(&spans);
     println!("{answered} answered and {refused} refused, at most {most} at once of {AT_ONCE}");
     assert!(most <= AT_ONCE, "{most} at once");

@@ -19,4 +19,6 @@ mod push;
 mod quotas;
 mod readme;
 mod region;
+mod routes;
+mod shadows;
 mod wire;

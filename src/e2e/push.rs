@@ -63,7 +63,8 @@ async fn files_bring_about_what_they_say_at_once_or_in_stages() {
     assert!(shown.contains("1/3 edge edge") && shown.contains("3/3 all edges · done"), "{shown}");
     for edge in [fleet.edge_url.clone(), other] {
         eventually("the alias answers", async || {
-            let reply = post(&format!("{edge}/v1/chat/completions"), &fleet.key, chat_body(MODEL, "hi", false)).await?;
+            let reply =
+                post(&format!("{edge}/v1/chat/completions"), &fleet.key, chat_body("alias", "hi", false)).await?;
             if reply.status == 200 { Ok(()) } else { Err(reply.text) }
         })
         .await;

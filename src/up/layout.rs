@@ -29,6 +29,9 @@ pub(crate) struct Running {
     pub(crate) base_url: String,
     /// The control plane's address.
     pub(crate) admin_url: String,
+    /// The edge's own, for operators.
+    #[serde(default)]
+    pub(crate) edge_url: String,
     /// File that holds the admin token.
     pub(crate) admin_token_file: PathBuf,
     /// Process id of `turnpike up`.
@@ -160,6 +163,7 @@ mod tests {
         let crashed = Running {
             base_url: String::new(),
             admin_url: String::new(),
+            edge_url: String::new(),
             admin_token_file: PathBuf::new(),
             pid: 1,
             last_listeners: vec![listener.local_addr().unwrap()],
@@ -184,6 +188,7 @@ mod tests {
         let running = Running {
             base_url: "http://127.0.0.1:1/v1".to_owned(),
             admin_url: "http://127.0.0.1:2".to_owned(),
+            edge_url: String::new(),
             admin_token_file: first.admin_token_file(),
             pid: 4321,
             last_listeners: Vec::new(),

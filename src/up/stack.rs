@@ -52,6 +52,7 @@ impl Stack {
         let running = Running {
             base_url: plan.ports.base_url(),
             admin_url: plan.ports.admin_url(),
+            edge_url: format!("http://{}", plan.ports.edge_metrics),
             admin_token_file: plan.dir.admin_token_file(),
             pid: std::process::id(),
             last_listeners: vec![plan.ports.edge_metrics, plan.ports.node_metrics],

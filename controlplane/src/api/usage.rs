@@ -112,6 +112,8 @@ struct RequestParams {
     cache_status: Option<String>,
     /// Only with this OpenAI error code.
     error_code: Option<String>,
+    /// Only copies that were sent to a route's shadow, or only requests that are none. Customers never see such copies.
+    shadow: Option<bool>,
     /// Most entries, 1 to 500; 50 if absent.
     limit: Option<u16>,
     /// `next_cursor` of the page before.
@@ -140,6 +142,7 @@ async fn requests(
         region: params.region,
         cache_status: params.cache_status,
         error_code: params.error_code,
+        shadow: if matches!(reader, Reader::Customer(_)) { Some(false) } else { params.shadow },
     };
     let found = action::requests(&state.context, filter, window.after, window.fetch()).await?;
     Ok(Json(window.page(found, |request| request.id.to_string())))

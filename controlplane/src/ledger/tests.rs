@@ -72,6 +72,7 @@ fn row(organization: Uuid, node: &str, at: DateTime<Utc>, total_ms: u32, status:
         cache: None,
         price_version: 0,
         cached_tokens: 0,
+        shadow: false,
     };
     UsageRow { event, created_at: at, cost: Decimal::ZERO, ip: None }
 }

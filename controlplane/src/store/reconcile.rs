@@ -113,7 +113,7 @@ SELECT edge AS name, count(*) AS requests, sum(prompt_tokens)::bigint AS prompt_
     sum(completion_tokens)::bigint AS completion_tokens, sum(cost_usd) AS cost_usd
 FROM inference_requests
 WHERE created_at >= $1::date::timestamp AT TIME ZONE 'UTC' AND created_at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC'
-    AND model_id IS NOT NULL
+    AND model_id IS NOT NULL AND NOT shadow
 GROUP BY edge";
 
 const LOG_BY_MODEL: &str = "
@@ -121,7 +121,7 @@ SELECT organization_id || ' ' || model_id AS name, count(*) AS requests, sum(pro
     sum(completion_tokens)::bigint AS completion_tokens, sum(cost_usd) AS cost_usd
 FROM inference_requests
 WHERE created_at >= $1::date::timestamp AT TIME ZONE 'UTC' AND created_at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC'
-    AND model_id IS NOT NULL
+    AND model_id IS NOT NULL AND NOT shadow
 GROUP BY organization_id, model_id";
 
 const EDGES: &str = "
@@ -165,7 +165,7 @@ pub(crate) async fn events(
     Ok(sqlx::query_as(
         "SELECT id, node, prompt_tokens, completion_tokens,
              NOT estimated AND coalesce(cache_status NOT IN ('hit', 'coalesced'), true) AS exact
-         FROM inference_requests WHERE created_at >= $1 AND created_at < $2",
+         FROM inference_requests WHERE created_at >= $1 AND created_at < $2 AND NOT shadow",
     )
     .bind(span.start)
     .bind(span.end)

@@ -62,6 +62,8 @@ pub(crate) struct LoggedRequest {
     pub(crate) cache_status: Option<String>,
     /// Whether a stream was asked for.
     pub(crate) streamed: bool,
+    /// A copy of a request, sent to a route's shadow: nobody pays for it, and it is in no sum.
+    pub(crate) shadow: bool,
     /// Nodes tried beyond the first.
     pub(crate) retries: i16,
     /// Client's user agent.
@@ -105,6 +107,8 @@ pub(crate) struct Filter {
     pub(crate) cache_status: Option<String>,
     /// With this OpenAI error code.
     pub(crate) error_code: Option<String>,
+    /// Sent to a route's shadow, or not.
+    pub(crate) shadow: Option<bool>,
 }
 
 /// Requests before `before` (time and id), the newest first, at most `limit`.
@@ -122,7 +126,7 @@ pub(crate) async fn list(
              AND ($8::timestamptz IS NULL OR created_at >= $8) AND ($9::timestamptz IS NULL OR created_at < $9)
              AND ($10::text IS NULL OR edge = $10) AND ($11::text IS NULL OR node = $11)
              AND ($12::text IS NULL OR region = $12) AND ($13::text IS NULL OR cache_status = $13)
-             AND ($14::text IS NULL OR error_code = $14)
+             AND ($14::text IS NULL OR error_code = $14) AND ($15::boolean IS NULL OR shadow = $15)
          ORDER BY created_at DESC, id DESC LIMIT $7"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))
@@ -140,6 +144,7 @@ pub(crate) async fn list(
         .bind(&filter.region)
         .bind(&filter.cache_status)
         .bind(&filter.error_code)
+        .bind(filter.shadow)
         .fetch_all(connection)
         .await?)
 }
@@ -169,6 +174,6 @@ const REQUESTS: &str = "
 SELECT id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens, cached_tokens,
     completion_tokens, total_tokens, estimated, price_version, cost_usd, request_size_bytes, response_size_bytes,
     processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code, error_message,
-    cache_status, streamed, retries, user_agent, host(ip_address) AS ip_address, region, edge, node, created_at,
+    cache_status, streamed, shadow, retries, user_agent, host(ip_address) AS ip_address, region, edge, node, created_at,
     completed_at
 FROM inference_requests";

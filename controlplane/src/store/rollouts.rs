@@ -168,7 +168,7 @@ pub(crate) async fn health(
         "SELECT edge = ANY($1) OR region = ANY($2) AS told, count(*),
              count(*) FILTER (WHERE http_status >= 500),
              percentile_cont(0.99) WITHIN GROUP (ORDER BY first_byte_ms) FILTER (WHERE first_byte_ms IS NOT NULL)
-         FROM inference_requests WHERE created_at >= $3 AND edge IS NOT NULL GROUP BY 1",
+         FROM inference_requests WHERE created_at >= $3 AND edge IS NOT NULL AND NOT shadow GROUP BY 1",
     )
     .bind(&audience.edges)
     .bind(&audience.regions)

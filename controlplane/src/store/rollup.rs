@@ -163,6 +163,7 @@ pub(crate) async fn sum_log(
                  sum(cached_tokens)::bigint AS cached_tokens, sum(completion_tokens)::bigint AS completion_tokens,
                  sum(cost_usd) AS cost_usd, coalesce(region, '') AS region
              FROM inference_requests WHERE created_at >= $1 AND created_at < $2 AND model_id IS NOT NULL
+                 AND NOT shadow
              GROUP BY 1, 2, 3, 4, coalesce(region, '')",
         )
         .bind(hour)

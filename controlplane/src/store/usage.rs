@@ -77,6 +77,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, rows: &[&UsageRow]) ->
         .bind(column!(r => r.event.cache.map(CacheStatus::name)))
         .bind(column!(r => i64::from(r.event.price_version)))
         .bind(column!(r => i64::from(r.event.cached_tokens)))
+        .bind(column!(r => r.event.shadow))
         .execute(connection)
         .await?
         .rows_affected();
@@ -88,22 +89,23 @@ INSERT INTO inference_requests (id, organization_id, api_key_id, model_id, model
     prompt_tokens, completion_tokens, total_tokens, estimated, cost_usd, request_size_bytes, response_size_bytes,
     processing_time_ms, queue_time_ms, total_time_ms, first_byte_ms, status, http_status, error_code,
     error_message, streamed, retries, user_agent, ip_address, region, edge, node, created_at, completed_at,
-    cache_status, price_version, cached_tokens)
+    cache_status, price_version, cached_tokens, shadow)
 SELECT e.id, o.id, k.id, m.id, e.model_version, e.request_type,
     e.prompt_tokens, e.completion_tokens, e.prompt_tokens + e.completion_tokens, e.estimated, e.cost_usd,
     e.request_size_bytes, e.response_size_bytes,
     e.processing_time_ms, e.queue_time_ms, e.total_time_ms, e.first_byte_ms, e.status, e.http_status, e.error_code,
     e.error_message, e.streamed, e.retries, e.user_agent, e.ip_address, e.region, e.edge, e.node, e.created_at,
-    e.completed_at, e.cache_status, e.price_version, e.cached_tokens
+    e.completed_at, e.cache_status, e.price_version, e.cached_tokens, e.shadow
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
     $9::boolean[], $10::numeric[], $11::bigint[], $12::bigint[], $13::integer[], $14::integer[], $15::integer[],
     $16::integer[], $17::text[], $18::smallint[], $19::text[], $20::text[], $21::boolean[], $22::smallint[],
     $23::text[], $24::inet[], $25::text[], $26::text[], $27::text[], $28::timestamptz[], $29::timestamptz[],
-    $30::text[], $31::bigint[], $32::bigint[])
+    $30::text[], $31::bigint[], $32::bigint[], $33::boolean[])
     AS e (id, organization_id, api_key_id, model_id, model_version, request_type, prompt_tokens, completion_tokens,
     estimated, cost_usd, request_size_bytes, response_size_bytes, processing_time_ms, queue_time_ms, total_time_ms,
     first_byte_ms, status, http_status, error_code, error_message, streamed, retries, user_agent, ip_address,
-    region, edge, node, created_at, completed_at, cache_status, price_version, cached_tokens)
+    region, edge, node, created_at, completed_at, cache_status, price_version, cached_tokens,
+    shadow)
 JOIN organizations o ON o.id = e.organization_id
 LEFT JOIN api_keys k ON k.id = e.api_key_id
 LEFT JOIN models m ON m.id = e.model_id
@@ -369,7 +371,7 @@ FROM (
         CASE WHEN $3 THEN (created_at AT TIME ZONE 'UTC')::date END AS date, api_key_id,
         prompt_tokens, completion_tokens, total_tokens, cost_usd
     FROM inference_requests
-    WHERE ($4::uuid IS NULL OR organization_id = $4) AND model_id IS NOT NULL
+    WHERE ($4::uuid IS NULL OR organization_id = $4) AND model_id IS NOT NULL AND NOT shadow
         AND created_at >= $5::date::timestamp AT TIME ZONE 'UTC' AND created_at < $6::date::timestamp AT TIME ZONE 'UTC'
 ) AS picked
 GROUP BY 1, 2, 3, 6 ORDER BY 3, 1, 2, 6 LIMIT $7";

@@ -124,6 +124,7 @@ async fn without_postgresql_links_stay_nothing_is_acked_and_the_api_says_503() {
         cache: None,
         price_version: 0,
         cached_tokens: 0,
+        shadow: false,
     };
     meter.send(1, 0, &[event]).await;
     eventually("a failed attempt", || async {

@@ -47,6 +47,7 @@ pub(crate) fn event(
         cache: None,
         price_version: 0,
         cached_tokens: 0,
+        shadow: false,
     }
 }
 

@@ -89,9 +89,9 @@ impl Record {
 pub(crate) struct Counts(BTreeMap<u32, DayCount>);
 
 impl Counts {
-    /// Adds an event. What was refused before a model was known is nobody's usage.
+    /// Adds an event. What was refused before a model was known is nobody's usage, and neither are shadows.
     pub(crate) fn add(&mut self, event: &UsageEvent) {
-        if event.model.is_none() {
+        if event.model.is_none() || event.shadow {
             return;
         }
         let day = u32::try_from(event.id.unix_ms() / 86_400_000).unwrap_or(u32::MAX);

@@ -161,6 +161,7 @@ pub(crate) mod fixtures {
             cache: None,
             price_version: 0,
             cached_tokens: 0,
+            shadow: false,
         }
     }
 

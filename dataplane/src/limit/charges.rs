@@ -4,6 +4,7 @@ use super::limiter::{Denied, Limiter};
 use super::share::{Kind, Take, Taken};
 use super::subject::{Limit, Limits, Rates};
 use futures::future::join_all;
+use serde::Serialize;
 use std::sync::Arc;
 
 /// Charges of one request, to be settled once. Dropped unsettled, they give back what was taken.
@@ -113,6 +114,22 @@ impl Charges {
         Ok(())
     }
 
+    /// Goes from one model to another: takes what there is to be taken within the other one, and gives back what was taken
+    /// within the first. Nothing changes if the other's limits refuse.
+    pub(crate) async fn go_over(&mut self, from: &str, to: &Within<'_>, tokens: u64) -> Result<(), Refused> {
+        let mut wants = to.once();
+        let of_model = to.models().filter_map(|rates| rates.tokens.as_ref());
+        wants.extend(of_model.map(|limit| (Arc::clone(limit), tokens)).filter(|(_, units)| *units > 0));
+        self.take_all(wants).await?;
+        let Some(limiter) = self.limiter.clone() else { return Ok(()) };
+        let now = limiter.now_ns();
+        let is_left = |(limit, _): &(Arc<Limit>, Taken)| limit.model.as_deref() == Some(from);
+        for (limit, taken) in self.taken.extract_if(.., |taken| is_left(taken)) {
+            limiter.settle(&limit, taken, 0, now);
+        }
+        Ok(())
+    }
+
     /// Takes from every limit, or from none. What has to be asked for is asked for at the same time.
     async fn take_all(&mut self, wants: Wants) -> Result<(), Refused> {
         let Some(limiter) = self.limiter.clone().filter(|_| !wants.is_empty()) else { return Ok(()) };
@@ -205,6 +222,36 @@ struct State {
     limit: u64,
     remaining: u64,
     reset_s: f64,
+}
+
+/// A limit as it is now, for operators.
+#[derive(Debug, Serialize)]
+pub(crate) struct LimitState {
+    pub(crate) kind: &'static str,
+    /// Whose, and within which model.
+    pub(crate) of: String,
+    /// Per minute, at once, or micro-dollars a month.
+    pub(crate) limit: u64,
+    /// As far as this edge knows.
+    pub(crate) remaining: u64,
+}
+
+/// Every limit that a request meets.
+pub(crate) fn states(within: &Within<'_>, now_ns: u64) -> Vec<LimitState> {
+    let rates = [&within.key.own, &within.organization.own].into_iter().chain(within.models());
+    let limits = rates.flat_map(|rates| [&rates.requests, &rates.tokens, &rates.concurrent]).flatten();
+    let state = |limit: &Arc<Limit>| LimitState {
+        kind: match limit.share.kind() {
+            Kind::Requests => "requests per minute",
+            Kind::Tokens => "tokens per minute",
+            Kind::Concurrent => "requests at once",
+            Kind::Spend => "micro-dollars a month",
+        },
+        of: subject(limit),
+        limit: limit.share.limit(),
+        remaining: limit.share.remaining(now_ns),
+    };
+    limits.chain(&within.organization.budget).map(state).collect()
 }
 
 /// Limits as headers: OpenAI's `x-ratelimit-*`, and `RateLimit` with `RateLimit-Policy` as the IETF's draft has them. Of
@@ -352,6 +399,39 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn going_over_to_another_model_takes_there_and_gives_back_here() {
+        let limiter = limiter();
+        let rates = |requests, tokens| RateLimits {
+            requests_per_minute: Some(requests),
+            tokens_per_minute: Some(tokens),
+            concurrent_requests: Some(1),
+        };
+        let models = ModelLimits::from([("a".to_owned(), rates(5, 500)), ("b".to_owned(), rates(1, 500))]);
+        let key = Limits::compile(Owner::Key(KeyId(Uuid::from_u128(1))), NONE, &models, None);
+        let organization = Limits::default();
+        let within = |model| Within { model, key: &key, organization: &organization };
+        let left = |model: &str| {
+            let (rates, now) = (key.within(model).unwrap(), limiter.now_ns());
+            let left = |limit: &Option<Arc<Limit>>| limit.as_ref().unwrap().share.remaining(now);
+            // Of what is lent and given back, a share knows only nearly how much is left.
+            (left(&rates.requests), (left(&rates.tokens) + 25) / 50 * 50, left(&rates.concurrent))
+        };
+        let need = Need { least_tokens: 10, tokens: 100, spend: 0 };
+        let mut charges = Charges::admit(&limiter, &key, &organization).await.unwrap();
+        charges.reserve(&within("a"), need).await.unwrap();
+        assert_eq!((left("a"), left("b")), ((4, 400, 0), (1, 500, 1)));
+        charges.go_over("a", &within("b"), 100).await.unwrap();
+        assert_eq!((left("a"), left("b")), ((5, 500, 1), (0, 400, 0)));
+        charges.settle(50, 0);
+        assert_eq!((left("a"), left("b")), ((5, 500, 1), (0, 450, 1)));
+
+        let mut second = Charges::admit(&limiter, &key, &organization).await.unwrap();
+        second.reserve(&within("a"), need).await.unwrap();
+        assert!(second.go_over("a", &within("b"), 100).await.is_err(), "b takes one request a minute");
+        assert_eq!((left("a"), left("b")), ((4, 400, 0), (0, 450, 1)));
     }
 
     #[test]

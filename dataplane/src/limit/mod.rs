@@ -20,7 +20,7 @@ mod share;
 mod simulation;
 mod subject;
 
-pub(crate) use charges::{Charges, Need, Refused, Within, headers};
+pub(crate) use charges::{Charges, LimitState, Need, Refused, Within, headers, states};
 pub(crate) use limiter::{Limiter, Terms};
 pub(crate) use memory::Memory;
 pub(crate) use share::Kind;

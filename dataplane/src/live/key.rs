@@ -2,6 +2,7 @@
 
 use super::model::Model;
 use super::org::Org;
+use super::route::Route;
 use crate::limit::{Limits, Owner};
 use std::sync::Arc;
 use turnpike_config::KeyRecord;
@@ -28,5 +29,20 @@ impl Key {
             Some(allowed) => allowed.contains(&model.record.id),
             None => model.record.public,
         }
+    }
+
+    /// Whether the key may use the route's name: its allow-list has it or a model that the route leads to, or without one
+    /// everybody may use all of those.
+    pub(crate) fn may_use_route(&self, route: &Route) -> bool {
+        match &self.record.models {
+            Some(_) => route.targets.iter().any(|target| self.may_reach(route, &target.model)),
+            None => route.public,
+        }
+    }
+
+    /// Whether the key gets answers of a model by a route that it may use.
+    pub(crate) fn may_reach(&self, route: &Route, model: &str) -> bool {
+        let allowed = |allowed: &Vec<String>| allowed.iter().any(|id| *id == route.record.id.name || id == model);
+        self.record.models.as_ref().is_none_or(allowed)
     }
 }

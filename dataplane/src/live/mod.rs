@@ -9,13 +9,15 @@ mod model;
 mod next;
 mod node;
 mod org;
+mod route;
 mod seats;
 mod snapshot;
 
 pub(crate) use key::Key;
-pub(crate) use model::{Model, Route};
+pub(crate) use model::{Deployment, Model};
 pub(crate) use next::Next;
 pub(crate) use node::{Node, Resolve, literal, resolve};
+pub(crate) use route::{Branch, Destination, Route};
 pub(crate) use snapshot::Snapshot;
 
 #[cfg(test)]

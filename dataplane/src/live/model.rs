@@ -1,17 +1,19 @@
 //! Models, and where their requests go.
 
 use super::node::Node;
+use http::HeaderValue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use turnpike_config::routing::VersionRecord;
 use turnpike_config::{ModelRecord, Tokens, Usd};
 
-/// A model with the nodes that answer for its default version.
+/// A model with its versions.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) record: ModelRecord,
-    /// `None` while no version is both default and active.
-    pub(crate) route: Option<Route>,
+    /// Its active versions.
+    versions: Vec<Arc<Deployment>>,
+    /// The one among them that answers unless another is named.
+    pub(crate) default: Option<Arc<Deployment>>,
     pub(crate) live: Arc<ModelLive>,
 }
 
@@ -19,11 +21,6 @@ impl Model {
     /// What tokens cost a request that began at `unix_ms`.
     pub(crate) fn cost(&self, unix_ms: u64, tokens: Tokens) -> Usd {
         self.record.price_at(unix_ms).1.cost(tokens)
-    }
-
-    /// What tokens cost when no node has made them.
-    pub(crate) fn reuse_cost(&self, unix_ms: u64, tokens: Tokens) -> Usd {
-        self.cost(unix_ms, tokens).permille(self.record.cache.price_permille)
     }
 }
 
@@ -65,31 +62,48 @@ impl ModelLive {
     }
 }
 
-/// Where a model's requests go.
+/// An active version of a model with the nodes that answer for it.
 #[derive(Debug)]
-pub(crate) struct Route {
+pub(crate) struct Deployment {
     pub(crate) version: Arc<str>,
     pub(crate) nodes: Vec<Arc<Node>>,
+    /// `model@version`, for clients; `None` if no header can say it.
+    pub(crate) label: Option<HeaderValue>,
 }
 
 impl Model {
-    /// What was learnt of it is kept from `previous`. It has no nodes yet.
+    /// What was learnt of it is kept from `previous`. It has no versions yet.
     pub(super) fn new(record: ModelRecord, previous: Option<&Self>) -> Self {
         let live = previous.map(|model| Arc::clone(&model.live)).unwrap_or_default();
-        Self { record, route: None, live }
+        Self { record, versions: Vec::new(), default: None, live }
     }
 
-    /// Routed to those of these nodes that answer for its default version.
+    /// With its active versions on those of these nodes that answer for them.
     #[must_use]
-    pub(super) fn routed<'n>(&self, nodes: impl Iterator<Item = &'n Arc<Node>>) -> Self {
-        let route = self.default_version().map(|version| Route {
-            version: version.version.as_str().into(),
-            nodes: nodes.filter(|node| node.serves(&self.record.id, &version.version)).cloned().collect(),
-        });
-        Self { record: self.record.clone(), route, live: Arc::clone(&self.live) }
+    pub(super) fn deployed<'n>(&self, nodes: impl Iterator<Item = &'n Arc<Node>>) -> Self {
+        let (id, nodes) = (&self.record.id, nodes.collect::<Vec<_>>());
+        let mut default = None;
+        let mut versions = Vec::new();
+        for record in self.record.versions.iter().filter(|version| version.active) {
+            let serving = nodes.iter().filter(|node| node.serves(id, &record.version));
+            let deployment = Arc::new(Deployment {
+                version: record.version.as_str().into(),
+                nodes: serving.map(|node| Arc::clone(node)).collect(),
+                label: HeaderValue::try_from(format!("{id}@{}", record.version)).ok(),
+            });
+            if record.is_default {
+                default = Some(Arc::clone(&deployment));
+            }
+            versions.push(deployment);
+        }
+        Self { record: self.record.clone(), versions, default, live: Arc::clone(&self.live) }
     }
 
-    fn default_version(&self) -> Option<&VersionRecord> {
-        self.record.versions.iter().find(|version| version.is_default && version.active)
+    /// An active version; of no name the default one.
+    pub(super) fn deployment(&self, version: Option<&str>) -> Option<&Arc<Deployment>> {
+        match version {
+            Some(name) => self.versions.iter().find(|deployment| &*deployment.version == name),
+            None => self.default.as_ref(),
+        }
     }
 }

@@ -4,6 +4,7 @@ use super::key::Key;
 use super::model::Model;
 use super::node::{Node, Resolve};
 use super::org::Org;
+use super::route::Route;
 use super::snapshot::Snapshot;
 use crate::image::{MAX_KEYS, MAX_RECORDS, within};
 use crate::keys::{KeyTable, Packed};
@@ -12,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use turnpike_config::log::Position;
 use turnpike_config::routing::MAX_PURGED;
-use turnpike_config::{CacheKey, Change, KeyDigest, KeyRecord, NodeRecord, OrgId, RouteId, Tokens, World};
+use turnpike_config::{CacheKey, Change, KeyDigest, KeyRecord, NodeRecord, OrgId, RouteId, RouteRecord, Tokens, World};
 
 /// Keys and models that are looked up to see whether a new snapshot works.
 const TRIED: usize = 16;
@@ -164,18 +165,26 @@ struct Draft<'b> {
     before: &'b Snapshot,
     next: Snapshot,
     /// Models whose nodes are to be found anew.
-    unrouted: BTreeSet<String>,
+    undeployed: BTreeSet<String>,
+    /// Routes whose models are to be found anew.
+    unled: BTreeMap<RouteId, RouteRecord>,
     unreachable: Vec<String>,
 }
 
 impl<'b> Draft<'b> {
     fn of(before: &'b Snapshot) -> Self {
-        Self { before, next: before.clone(), unrouted: BTreeSet::new(), unreachable: Vec::new() }
+        Self {
+            before,
+            next: before.clone(),
+            undeployed: BTreeSet::new(),
+            unled: BTreeMap::new(),
+            unreachable: Vec::new(),
+        }
     }
 
     fn afresh(before: &'b Snapshot, keys: KeyTable) -> Self {
         let next = Snapshot { keys, seats: Arc::clone(&before.seats), ..Snapshot::nothing(&before.region) };
-        Self { before, next, unrouted: BTreeSet::new(), unreachable: Vec::new() }
+        Self { before, next, undeployed: BTreeSet::new(), unled: BTreeMap::new(), unreachable: Vec::new() }
     }
 
     fn with<'c>(mut self, changes: impl Iterator<Item = &'c Change>, resolve: Resolve<'_>) -> Self {
@@ -196,20 +205,23 @@ impl<'b> Draft<'b> {
             Change::PutModel(record) => {
                 let before = self.before.models.get(&record.id).map(|model| &**model);
                 next.models.insert_mut(record.id.clone(), Arc::new(Model::new(record.clone(), before)));
-                self.unrouted.insert(record.id.clone());
+                self.undeployed.insert(record.id.clone());
             }
             Change::DropModel(id) => drop(next.models.remove_mut(id)),
             Change::PutNode(record) => self.put_node(record, resolve),
             Change::DropNode(name) => self.drop_node(name),
             Change::PurgeAnswer { key, at_ms } => self.purge(*key, *at_ms),
-            Change::PutRoute(record) => next.routes.insert_mut(record.id.clone(), Arc::new(record.clone())),
-            Change::DropRoute(id) => drop(next.routes.remove_mut(id)),
+            Change::PutRoute(record) => {
+                self.drop_route(&record.id);
+                self.unled.insert(record.id.clone(), record.clone());
+            }
+            Change::DropRoute(id) => self.drop_route(id),
         }
     }
 
     fn put_node(&mut self, record: &NodeRecord, resolve: Resolve<'_>) {
         self.drop_node(&record.name);
-        self.unrouted.extend(record.serves.iter().map(|served| served.model.clone()));
+        self.undeployed.extend(record.serves.iter().map(|served| served.model.clone()));
         let before = self.before.nodes.get(&record.name).map(|node| &**node);
         match Node::new(record.clone(), before, resolve) {
             Some(node) => self.next.nodes.insert_mut(record.name.clone(), Arc::new(node)),
@@ -222,10 +234,49 @@ impl<'b> Draft<'b> {
 
     fn drop_node(&mut self, name: &str) {
         if let Some(node) = self.next.nodes.get(name) {
-            self.unrouted.extend(node.record.serves.iter().map(|served| served.model.clone()));
+            self.undeployed.extend(node.record.serves.iter().map(|served| served.model.clone()));
         }
         self.next.nodes.remove_mut(name);
         self.next.astray.remove_mut(name);
+    }
+
+    fn drop_route(&mut self, id: &RouteId) {
+        let next = &mut self.next;
+        self.unled.remove(id);
+        let Some(route) = next.routes.get(id).map(Arc::clone) else { return };
+        next.routes.remove_mut(id);
+        for (_, model, _) in route.record.policy.destinations() {
+            next.leads.remove_mut(&(model.to_owned(), id.clone()));
+        }
+        let Some(routes) = next.names.get(&id.name) else { return };
+        let routes = routes.remove(&id.organization);
+        if routes.is_empty() {
+            next.names.remove_mut(&id.name);
+        } else {
+            next.names.insert_mut(id.name.clone(), routes);
+        }
+    }
+
+    /// Leads routes to their models as those are now.
+    fn lead(&mut self) {
+        let next = &mut self.next;
+        for model in &self.undeployed {
+            let ids: Vec<RouteId> = next.leading_to(model).cloned().collect();
+            let records = ids.into_iter().filter_map(|id| next.routes.get(&id)).map(|route| &route.record);
+            for record in records {
+                self.unled.entry(record.id.clone()).or_insert_with(|| record.clone());
+            }
+        }
+        for (id, record) in std::mem::take(&mut self.unled) {
+            for (_, model, _) in record.policy.destinations() {
+                next.leads.insert_mut((model.to_owned(), id.clone()), ());
+            }
+            let before = self.before.routes.get(&id).map(|route| &**route);
+            let route = Arc::new(Route::new(record, before, |model| next.models.get(model)));
+            let named = next.names.get(&id.name).cloned().unwrap_or_default();
+            next.names.insert_mut(id.name.clone(), named.insert(id.organization, Arc::clone(&route)));
+            next.routes.insert_mut(id, route);
+        }
     }
 
     fn purge(&mut self, key: CacheKey, at_ms: u64) {
@@ -244,11 +295,11 @@ impl<'b> Draft<'b> {
         within("organizations", next.orgs.size(), MAX_RECORDS)?;
         within("models", next.models.size(), MAX_RECORDS)?;
         within("nodes", next.nodes.size() + next.astray.size(), MAX_RECORDS)?;
-        within("routes", next.routes.size(), MAX_RECORDS)?;
+        within("routes", next.routes.size() + self.unled.len(), MAX_RECORDS)?;
         let mut serving: BTreeMap<&str, Vec<&Arc<Node>>> = BTreeMap::new();
-        if !self.unrouted.is_empty() {
+        if !self.undeployed.is_empty() {
             for node in next.nodes.values() {
-                for served in node.record.serves.iter().filter(|served| self.unrouted.contains(&served.model)) {
+                for served in node.record.serves.iter().filter(|served| self.undeployed.contains(&served.model)) {
                     let nodes = serving.entry(&served.model).or_default();
                     // A node may serve several versions.
                     if nodes.last().is_none_or(|last| !Arc::ptr_eq(last, node)) {
@@ -257,12 +308,13 @@ impl<'b> Draft<'b> {
                 }
             }
         }
-        for id in &self.unrouted {
+        for id in &self.undeployed {
             let Some(model) = next.models.get(id) else { continue };
             let nodes = serving.get(id.as_str()).into_iter().flatten().copied();
-            let routed = Arc::new(model.routed(nodes));
-            next.models.insert_mut(id.clone(), routed);
+            let deployed = Arc::new(model.deployed(nodes));
+            next.models.insert_mut(id.clone(), deployed);
         }
+        self.lead();
         self.next.at = at;
         Ok(Next { snapshot: self.next.renewed(), unreachable: self.unreachable })
     }

@@ -4,6 +4,7 @@ use super::key::Key;
 use super::model::Model;
 use super::node::{Node, Resolve};
 use super::org::Org;
+use super::route::Route;
 use super::seats::Seats;
 use crate::keys::{KeyTable, short_of};
 use rpds::HashTrieMapSync;
@@ -30,7 +31,11 @@ pub(crate) struct Snapshot {
     pub(super) nodes: Map<String, Arc<Node>>,
     /// Nodes whose addresses are not known.
     pub(super) astray: Map<String, NodeRecord>,
-    pub(super) routes: Map<RouteId, Arc<RouteRecord>>,
+    pub(super) routes: Map<RouteId, Arc<Route>>,
+    /// The same by name, and then by organization.
+    pub(super) names: HashTrieMapSync<String, HashTrieMapSync<Option<OrgId>, Arc<Route>>>,
+    /// Models with the routes that lead there.
+    pub(super) leads: Map<(String, RouteId), ()>,
     /// Purged answers, with the Unix milliseconds of their purge.
     pub(super) purged: Map<CacheKey, u64>,
     pub(super) seats: Arc<Seats>,
@@ -79,7 +84,20 @@ impl Snapshot {
 
     /// Switched-on models that have a version to answer, by id.
     pub(crate) fn listing(&self) -> impl Iterator<Item = &Arc<Model>> {
-        self.active().filter(|model| model.route.is_some())
+        self.active().filter(|model| model.default.is_some())
+    }
+
+    /// Where requests of an organization for a name go, if not just to the model of that name.
+    pub(crate) fn route(&self, name: &str, organization: &OrgId) -> Option<&Arc<Route>> {
+        if self.names.is_empty() {
+            return None;
+        }
+        own_or_everybodys(self.names.get(name)?, organization)
+    }
+
+    /// All routes that an organization has.
+    pub(crate) fn routes_of(&self, organization: &OrgId) -> impl Iterator<Item = &Arc<Route>> {
+        self.names.values().filter_map(|routes| own_or_everybodys(routes, organization))
     }
 
     /// Whether the model is known and switched off.
@@ -156,8 +174,23 @@ impl Snapshot {
         };
         let nodes: Vec<Arc<Node>> = servers.into_iter().filter_map(node).collect();
         let before = self.models.get(&record.id).map(|model| &**model);
-        Arc::new(Model::new(record.clone(), before).routed(nodes.iter()))
+        Arc::new(Model::new(record.clone(), before).deployed(nodes.iter()))
     }
+}
+
+impl Snapshot {
+    /// Routes that lead to a model.
+    pub(super) fn leading_to<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a RouteId> {
+        let first = (model.to_owned(), RouteId { name: String::new(), organization: None });
+        self.leads.range(first..).map(|(lead, ())| lead).take_while(move |(to, _)| to == model).map(|(_, id)| id)
+    }
+}
+
+fn own_or_everybodys<'r>(
+    routes: &'r HashTrieMapSync<Option<OrgId>, Arc<Route>>,
+    organization: &OrgId,
+) -> Option<&'r Arc<Route>> {
+    routes.get(&Some(*organization)).or_else(|| routes.get(&None))
 }
 
 impl World for Snapshot {
@@ -174,8 +207,7 @@ impl World for Snapshot {
     }
 
     fn routes_to<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a RouteRecord> {
-        let leads = move |route: &&RouteRecord| route.policy.destinations().any(|(_, to, _)| to == model);
-        self.routes.values().map(|route| &**route).filter(leads)
+        self.leading_to(model).filter_map(|id| self.routes.get(id)).map(|route| &route.record)
     }
 
     fn route_of(&self, organization: &OrgId) -> Option<&RouteId> {

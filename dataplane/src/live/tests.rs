@@ -86,7 +86,7 @@ fn a_model_without_an_active_default_version_is_not_listed() {
     let mut record = first.model("m").unwrap().record.clone();
     record.versions[0].active = false;
     let second = stepped(&first, &[Change::PutModel(record.clone())]);
-    assert!(second.model("m").unwrap().route.is_none());
+    assert!(second.model("m").unwrap().default.is_none());
     assert_eq!((first.listing().count(), second.listing().count()), (1, 0));
     let third = stepped(&second, &[Change::PutModel(ModelRecord { active: false, ..record })]);
     assert!(third.model("m").is_none() && third.is_off("m"));
@@ -97,7 +97,7 @@ fn routes_follow_their_nodes() {
     let first = fixtures::snapshot();
     let names = |snapshot: &Snapshot| {
         let model = Arc::clone(snapshot.model("m").unwrap());
-        model.route.as_ref().unwrap().nodes.iter().map(|node| node.name.to_string()).collect::<Vec<_>>()
+        model.default.as_ref().unwrap().nodes.iter().map(|node| node.name.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(names(&first), ["a", "b"]);
     let second = stepped(&first, &[Change::DropNode("a".to_owned())]);

@@ -1,12 +1,9 @@
 //! Asks nodes what they did.
 
-use crate::live::{Node, Snapshot};
-use reqwest::{Client, StatusCode};
-use rustls::ClientConfig;
+use crate::live::Snapshot;
+use crate::node_client::NodeClients;
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
-use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use turnpike_config::link::{Identity, LinkError};
@@ -44,9 +41,7 @@ pub(super) enum Unknown {
 
 /// The nodes' ledgers.
 pub(super) struct Ledgers {
-    tls: ClientConfig,
-    /// A client for each node: who is spoken to stands in its certificate, and where in the routing.
-    clients: Mutex<HashMap<String, (SocketAddr, Client)>>,
+    clients: NodeClients,
     /// Bounds how many questions are on their way at once.
     turns: Semaphore,
 }
@@ -69,23 +64,15 @@ struct Answer {
 
 impl Ledgers {
     pub(super) fn new(identity: &Identity) -> Result<Self, LinkError> {
-        Ok(Self {
-            tls: identity.client_config(&[b"http/1.1"])?,
-            clients: Mutex::default(),
-            turns: Semaphore::new(AT_ONCE),
-        })
+        Ok(Self { clients: NodeClients::new(identity)?, turns: Semaphore::new(AT_ONCE) })
     }
 
     pub(super) async fn ask(&self, snapshot: &Snapshot, node: &str, event: EventId) -> Result<Known, Unknown> {
         let node = snapshot.node(node).ok_or(Unknown::NoNode)?;
-        let client = self.client(node)?;
         // Never closed.
         let _turn = self.turns.acquire().await;
-        let host = match &node.tls_name {
-            Some(name) => format!("https://{name}:{}", node.address.port()),
-            None => format!("http://{}", node.address),
-        };
-        let answer = client.get(format!("{host}/turnpike/ledger/{event}")).send().await?;
+        let path = format!("/turnpike/ledger/{event}");
+        let answer = self.clients.request(Method::GET, node, &path)?.timeout(DEADLINE).send().await?;
         match answer.status() {
             StatusCode::OK => {
                 let Answer { state, tokens } = answer.json().await?;
@@ -98,19 +85,5 @@ impl Ledgers {
             }
             status => Err(Unknown::Refused(status)),
         }
-    }
-
-    fn client(&self, node: &Node) -> Result<Client, Unknown> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, client)) = clients.get(&*node.name).filter(|(address, _)| *address == node.address) {
-            return Ok(client.clone());
-        }
-        let mut builder = Client::builder().no_proxy().timeout(DEADLINE);
-        if let Some(name) = &node.tls_name {
-            builder = builder.tls_backend_preconfigured(self.tls.clone()).resolve(name, node.address);
-        }
-        let client = builder.build()?;
-        clients.insert(node.name.to_string(), (node.address, client.clone()));
-        Ok(client)
     }
 }

@@ -4,7 +4,7 @@ use super::adapters::{Adapter, MetricNames};
 use super::{Body, Engine, EngineError, EngineLoad, EngineRequest, metrics_text};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -96,6 +96,26 @@ impl Remote {
         }
     }
 
+    /// The engine's answer, once its first bytes are there: some send a head at once and think then, and an edge that gives
+    /// a node only so long to begin means the answer.
+    async fn pass_on(&self, mut response: reqwest::Response) -> Result<Response<Body>, EngineError> {
+        let mut passed = Response::new(());
+        *passed.status_mut() = response.status();
+        for name in PASSED_HEADERS {
+            if let Some(value) = response.headers().get(&name) {
+                passed.headers_mut().insert(name, value.clone());
+            }
+        }
+        let first = response.chunk().await.map_err(|error| self.failure(&error))?;
+        let rest = response.bytes_stream().map_err(|error| {
+            let error = std::io::Error::other(root_cause(&error));
+            tracing::warn!(%error, "the engine's answer broke off");
+            error
+        });
+        let stream = stream::iter(first.map(Ok)).chain(rest).map_ok(Frame::data);
+        Ok(passed.map(|()| StreamBody::new(stream).boxed_unsync()))
+    }
+
     async fn get(&self, path: &str) -> Result<reqwest::Response, EngineError> {
         let url = format!("{}{path}", self.settings.url);
         let response = self.client.get(url).send().await.map_err(|e| self.failure(&e))?;
@@ -134,7 +154,7 @@ impl Engine for Remote {
             .send()
             .await
             .map_err(|e| self.failure(&e))?;
-        Ok(pass_on(response))
+        self.pass_on(response).await
     }
 
     async fn observe(&self) -> Result<EngineLoad, EngineError> {
@@ -162,22 +182,6 @@ impl Engine for Remote {
     fn kind(&self) -> &'static str {
         self.adapter.kind
     }
-}
-
-fn pass_on(response: reqwest::Response) -> Response<Body> {
-    let mut passed = Response::new(());
-    *passed.status_mut() = response.status();
-    for name in PASSED_HEADERS {
-        if let Some(value) = response.headers().get(&name) {
-            passed.headers_mut().insert(name, value.clone());
-        }
-    }
-    let stream = response.bytes_stream().map_ok(Frame::data).map_err(|error| {
-        let error = std::io::Error::other(root_cause(&error));
-        tracing::warn!(%error, "the engine's answer broke off");
-        error
-    });
-    passed.map(|()| StreamBody::new(stream).boxed_unsync())
 }
 
 /// The body with another `model`; every other field byte for byte as the client sent it.

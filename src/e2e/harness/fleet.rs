@@ -137,9 +137,14 @@ impl Fleet {
 
     /// Adds a node that serves version 1 of a model with this engine, and waits until the edge sends it requests.
     pub(crate) async fn add_node(&mut self, name: &str, model: &str, engine: &str) {
+        self.add_node_in("here", name, &format!("{model}@1"), engine).await;
+    }
+
+    /// The same in a region, for a version as `model@version`.
+    pub(crate) async fn add_node_in(&mut self, region: &str, name: &str, serves: &str, engine: &str) {
         let (port, metrics_port, link_port) = (free_port(), free_port(), self.link_port);
         let settings = format!(
-            "region = \"here\"\ndata_dir = \"{}\"\nserves = [\"{model}@1\"]\nhttp.listen = \"127.0.0.1:{port}\"\n\
+            "region = \"{region}\"\ndata_dir = \"{}\"\nserves = [\"{serves}\"]\nhttp.listen = \"127.0.0.1:{port}\"\n\
              http.advertise = \"https://127.0.0.1:{port}\"\nmetrics.listen = \"127.0.0.1:{metrics_port}\"\n\
              control.address = \"127.0.0.1:{link_port}\"\nqueue.slots = 32\n{engine}",
             self.path(&format!("{name}-data")).display()
@@ -290,6 +295,25 @@ impl Fleet {
         self.admin.post("/models", model).await;
         let version = json!({"version": "1", "model_artifact_path": "for tests", "make_default": true});
         self.admin.post(&format!("/models/{id}/versions"), version).await;
+    }
+
+    /// Adds a version to a model: one that takes requests where it is named.
+    pub(crate) async fn add_version(&self, model: &str, version: &str) {
+        let version = json!({"version": version, "model_artifact_path": "for tests", "activate": true});
+        self.admin.post(&format!("/models/{model}/versions"), version).await;
+    }
+
+    /// Makes a route, everybody's, and waits until the edges go by it; its id.
+    pub(crate) async fn add_route(&self, name: &str, policy: Value) -> String {
+        let route = self.admin.post("/routes", json!({"name": name, "policy": policy})).await;
+        self.until_pushed().await;
+        route["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Changes a route and waits until the edges go by it.
+    pub(crate) async fn set_route(&self, id: &str, policy: Value) {
+        self.admin.patch(&format!("/routes/{id}"), json!({"policy": policy})).await;
+        self.until_pushed().await;
     }
 
     /// Makes a key with these fields; its id and the key itself.

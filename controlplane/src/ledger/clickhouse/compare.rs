@@ -70,6 +70,7 @@ SELECT toString(edge) AS name, count() AS requests, sum(prompt_tokens) AS prompt
     sum(request_analytics.cost) AS cost
 FROM request_analytics FINAL
 WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND model_id != ''
+    AND NOT shadow
 GROUP BY name";
 
 const BY_MODEL: &str = "
@@ -77,10 +78,11 @@ SELECT concat(organization_id, ' ', model_id) AS name, count() AS requests, sum(
     sum(completion_tokens) AS completion, sum(request_analytics.cost) AS cost
 FROM request_analytics FINAL
 WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND model_id != ''
+    AND NOT shadow
 GROUP BY name";
 
 const EVENTS: &str = "
 SELECT event_id, toString(node) AS node, prompt_tokens, completion_tokens,
     toUInt8(NOT estimated AND cache_status NOT IN ('hit', 'coalesced')) AS exact
 FROM request_analytics FINAL
-WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC')";
+WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND NOT shadow";

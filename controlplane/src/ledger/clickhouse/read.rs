@@ -182,7 +182,7 @@ SELECT organization_id, model_id, price_version, toUnixTimestamp(toStartOfHour(t
     count() AS requests, sum(prompt_tokens) AS prompt, sum(cached_tokens) AS cached, sum(completion_tokens) AS completion,
     sum(request_analytics.cost) AS cost, substringUTF8(replaceAll(toString(region), '\\0', ''), 1, 50) AS place
 FROM request_analytics FINAL
-WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND model_id != ''
+WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND model_id != '' AND NOT shadow
     AND has(?, toInt64(toUnixTimestamp(toStartOfHour(timestamp))))
 GROUP BY organization_id, model_id, price_version, hour, place";
 
@@ -192,7 +192,7 @@ SELECT if(?, organization_id, '') AS organization, if(?, model_id, '') AS model,
     count() AS requests, sum(prompt_tokens) AS prompt, sum(completion_tokens) AS completion,
     sum(request_analytics.cost) AS cost
 FROM request_analytics FINAL
-WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND model_id != ''
+WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND model_id != '' AND NOT shadow
     AND (? = '' OR organization_id = ?)
 GROUP BY organization, model, day, key
 ORDER BY day, organization, model, key = '', key LIMIT ?";

@@ -36,6 +36,7 @@ on_both_ledgers! {
     two_control_planes_come_to_the_same_sums,
     a_late_event_of_an_invoiced_day_becomes_an_adjustment,
     a_gap_in_a_journal_is_noticed,
+    shadows_are_on_record_and_in_no_sum,
 }
 
 async fn start(kept: Kept) -> Plane {
@@ -93,6 +94,21 @@ async fn an_event_counts_once_however_it_is_shipped(kept: Kept) {
     }
     assert_eq!(plane.metric("turnpike_controlplane_usage_events_waiting").await, Some(0.0));
     assert_eq!(plane.metric("turnpike_controlplane_usage_journal_gaps_total").await, Some(0.0));
+}
+
+async fn shadows_are_on_record_and_in_no_sum(kept: Kept) {
+    let plane = start(kept).await;
+    let mut events = mixed_events(&plane, 80).await;
+    for shadow in events.iter_mut().skip(40) {
+        shadow.shadow = true;
+    }
+    ship_in(&plane, "e1", 7, &events, &[13]).await;
+    let (counted, shadows) = events.split_at(40);
+    assert_sums(&plane, counted).await;
+    let listed = async |query: &str| plane.get(&format!("/requests?limit=500{query}")).await["data"].clone();
+    for (query, expected) in [("", 80), ("&shadow=true", shadows.len()), ("&shadow=false", 40)] {
+        assert_eq!(listed(query).await.as_array().unwrap().len(), expected, "{query}");
+    }
 }
 
 async fn what_cannot_be_counted_does_not_hold_up_its_neighbours(kept: Kept) {

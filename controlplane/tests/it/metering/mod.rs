@@ -32,6 +32,7 @@ fn distinct(tenant: &Tenant, model: &str, time: DateTime<Utc>, number: u32) -> U
         cost: Usd { pico: i128::from(number) * 1_000_003 + 7 },
         price_version: number % 3,
         cached_tokens: number % 5,
+        shadow: false,
         ..event(tenant, Some(model), time, number % 97 + 5, number % 31)
     }
 }

@@ -249,7 +249,9 @@ impl World {
         let journal = journal(&settings.data_dir.join("journal"));
         let identity = Identity::load(&self.files).unwrap();
         let chain = identity.chain.iter().map(|certificate| certificate.to_vec()).collect();
-        let own = Own { name: "e1".to_owned(), certificate: CertKey::new(chain, identity.key_der().to_vec()) };
+        let certificate = CertKey::new(chain, identity.key_der().to_vec());
+        let aside = crate::node_client::Aside::new(&identity, tokio::runtime::Handle::current()).unwrap();
+        let own = Own { name: "e1".to_owned(), certificate, aside };
         let limiter = Arc::new(Limiter::alone(Clock, Arc::clone(&metrics)));
         let cache = ResponseCache::new(1 << 20, None);
         let metering = Metering { journal, unsettled };
