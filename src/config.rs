@@ -139,7 +139,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let outcome = block_on(send(&client, source, true, None))?;
             out.write_all(text(&outcome, true).as_bytes())?;
             if !outcome.steps.is_empty() {
-                bail!("{} records differ", outcome.steps.len());
+                bail!("what is declared differs in {} of its records", outcome.steps.len());
             }
         }
         Command::Export { files } => {
@@ -246,7 +246,7 @@ fn diff_text(diff: &[FieldDiff]) -> String {
         .iter()
         .map(|field| [format!("  {}", field.path), shown(&field.before), "→".to_owned(), shown(&field.after)])
         .collect();
-    columns(&rows, usize::MAX)
+    columns(&rows, usize::MAX).lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 fn log_text(versions: &[Value]) -> String {

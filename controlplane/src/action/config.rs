@@ -128,6 +128,8 @@ pub(crate) fn diff(before: Option<&Value>, after: Option<&Value>) -> Vec<FieldDi
 }
 
 fn compare(path: &mut String, before: Option<&Value>, after: Option<&Value>, found: &mut Vec<FieldDiff>) {
+    // What is null is not there.
+    let (before, after) = (before.filter(|value| !value.is_null()), after.filter(|value| !value.is_null()));
     if before == after {
         return;
     }
@@ -174,5 +176,6 @@ mod tests {
         assert_eq!(diff(Some(&before), Some(&before)), []);
         assert_eq!(diff(None, Some(&json!({"id": "m"}))), [of("id", None, Some(json!("m")))]);
         assert_eq!(diff(Some(&json!({"id": "m"})), None), [of("id", Some(json!("m")), None)]);
+        assert_eq!(diff(None, Some(&json!({"id": null}))), []);
     }
 }

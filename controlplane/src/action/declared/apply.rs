@@ -1,6 +1,6 @@
 //! From documents to changes: all of them in one transaction, or none.
 
-use super::document::{Documents, Fields};
+use super::document::{Documents, Fields, normal};
 use super::export::names;
 use super::kinds::{self, Made, Names};
 use crate::action::config::{FieldDiff, diff};
@@ -134,10 +134,11 @@ impl Run {
         }
         let action = if before.is_some() { "update" } else { "create" };
         let was: Option<Value> = before.map(|before| {
-            let changed = before.into_iter().filter(|(field, _)| set.contains_key(field));
-            Value::Object(changed.collect())
+            let changed = before.iter().filter(|(field, _)| set.contains_key(*field));
+            Value::Object(changed.map(|(field, value)| (field.clone(), normal(field, value))).collect())
         });
-        let diff = diff(was.as_ref(), Some(&Value::Object(set)));
+        let is = set.iter().map(|(field, value)| (field.clone(), normal(field, value))).collect();
+        let diff = diff(was.as_ref(), Some(&Value::Object(is)));
         self.steps.push(PlannedStep { kind, name, action, diff });
         Ok(())
     }
