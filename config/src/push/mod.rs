@@ -6,6 +6,8 @@
 
 pub mod chunks;
 mod follower;
+#[cfg(test)]
+mod golden;
 mod session;
 #[cfg(test)]
 mod simulation;
