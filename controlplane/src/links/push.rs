@@ -77,8 +77,9 @@ impl<'a> Push<'a> {
     async fn new(name: &'a str, hello: &'a EdgeHello, link: (u64, EdgeLive), context: &'a Context) -> Self {
         let known = context.feed.went_through(hello.holds).await;
         let known = known.unwrap_or_else(|error| {
-            debug!(edge = name, %error, "its position cannot be looked up; it is sent the whole state");
-            false
+            // Whether a delta fits its position is seen when one is made.
+            debug!(edge = name, %error, "its position cannot be looked up; taking it for one of this log");
+            true
         });
         let session = Session::new(known.then_some(hello.holds));
         let least = if known { hello.holds.version } else { 0 };
