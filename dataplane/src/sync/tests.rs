@@ -11,14 +11,15 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::unsettled::Unsettled;
 use pingora::utils::tls::CertKey;
-use quinn::{Connection, RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use turnpike_config::link::{LinkServer, Role, domain, read_frame, write_frame};
+use turnpike_config::link::{
+    self, Identity, Link, LinkServer, Receiver, Role, Sender, domain, read_frame, write_frame,
+};
 use turnpike_config::log::{Entry, Hash, Position};
 use turnpike_config::push::chunks::{Chunk, cut};
 use turnpike_config::push::{ChunkReply, ChunkRequest, Delta, EdgeHello, Item, Manifest, PushFrame, PushReply, Urgent};
@@ -47,7 +48,7 @@ struct Shelf {
 }
 
 impl Shelf {
-    async fn serve(self: Arc<Self>, mut send: SendStream, mut receive: RecvStream) {
+    async fn serve(self: Arc<Self>, mut send: Sender, mut receive: Receiver) {
         while let Ok(Some(ChunkRequest { hash })) = read_frame(&mut receive).await {
             self.asked.lock().unwrap().push(hash);
             let Ok(permit) = self.permits.acquire().await else { return };
@@ -62,9 +63,9 @@ impl Shelf {
 
 /// One push stream, from its other end.
 struct Line {
-    connection: Connection,
-    send: SendStream,
-    receive: RecvStream,
+    connection: Link,
+    send: Sender,
+    receive: Receiver,
     hello: EdgeHello,
 }
 
@@ -116,7 +117,7 @@ impl Control {
             let (shelf, line) = (Arc::clone(&shelf), line.clone());
             tokio::spawn(async move {
                 let mut usage = Vec::new();
-                while let Ok((send, mut receive)) = connection.accept_bi().await {
+                while let Ok((send, mut receive)) = connection.accept().await {
                     match read_frame::<Open>(&mut receive).await {
                         Ok(Some(Open::Push(hello))) => {
                             let _ = line.send(Line { connection: connection.clone(), send, receive, hello });
@@ -453,14 +454,14 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_was() {
     line.tell(&PushFrame::Manifest(manifest)).await;
     let chunks = ChunkFiles::open(running.edge.settings.data_dir.join("chunks")).unwrap();
     running.until(|_| chunks.count() == all / 2).await;
-    line.connection.close(quinn::VarInt::from_u32(0), b"gone");
+    line.connection.close(0, "gone");
     let line = world.control.line().await;
     assert_eq!(line.hello.holds, Position::default());
     // It is restarted as well, and one of the chunks is damaged meanwhile.
     running.stop().await;
     let kept = std::fs::read_dir(world.directory.path().join("data/chunks")).unwrap().next().unwrap().unwrap();
     std::fs::write(kept.path(), b"damaged").unwrap();
-    line.connection.close(quinn::VarInt::from_u32(0), b"gone");
+    line.connection.close(0, "gone");
     let running = world.edge();
     let mut line = world.control.line().await;
     world.control.shelf.asked.lock().unwrap().clear();
