@@ -15,10 +15,13 @@ use crate::stripe::Stripe;
 use crate::watermarks::Watermarks;
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 /// Handles to the database, the feed and the connected peers.
 #[derive(Debug)]
 pub(crate) struct Context {
+    /// Tells this process from other control planes on the same database.
+    pub(crate) id: Uuid,
     /// The database.
     pub(crate) store: Store,
     /// The published routing, and the way to change it.

@@ -1,20 +1,20 @@
 //! Who is connected to this control plane right now, and what they last reported.
 
 use chrono::{DateTime, Utc};
-use quinn::{Connection, VarInt};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use turnpike_config::link::Link;
 use turnpike_config::wire::NodeReport;
 use utoipa::ToSchema;
 
-/// QUIC close code for a link that a newer one of the same name replaces.
+/// Close code for a link that a newer one of the same name replaces.
 const REPLACED: u32 = 2;
 
 #[derive(Debug)]
 struct Entry<T> {
     session: u64,
-    connection: Connection,
+    link: Link,
     value: T,
 }
 
@@ -40,15 +40,15 @@ impl<T: Clone> Roster<T> {
     }
 
     /// A peer arrived; returns its session.
-    pub(crate) fn enter(&self, name: &str, connection: Connection, value: T) -> u64 {
+    pub(crate) fn enter(&self, name: &str, link: Link, value: T) -> u64 {
         let mut inner = self.inner();
         inner.sessions += 1;
         let session = inner.sessions;
-        let same = connection.stable_id();
-        if let Some(older) = inner.live.insert(name.to_owned(), Entry { session, connection, value })
-            && older.connection.stable_id() != same
+        let same = link.id();
+        if let Some(older) = inner.live.insert(name.to_owned(), Entry { session, link, value })
+            && older.link.id() != same
         {
-            older.connection.close(VarInt::from_u32(REPLACED), b"replaced by a newer link of the same name");
+            older.link.close(REPLACED, "replaced by a newer link of the same name");
         }
         session
     }
@@ -97,6 +97,8 @@ pub(crate) struct EdgeLive {
     pub(crate) holds: u64,
     /// When its link came up.
     pub(crate) since: DateTime<Utc>,
+    /// What carries it.
+    pub(crate) transport: &'static str,
 }
 
 /// A connected node's latest report.

@@ -145,6 +145,7 @@ impl ControlPlane {
         let (watermarks, reported) = (Watermarks::default(), Arc::<Reported>::default());
         let (edges, nodes) = (Roster::default(), Roster::default());
         let context = Arc::new(Context {
+            id: uuid::Uuid::new_v4(),
             store,
             feed,
             ingest,
@@ -172,7 +173,7 @@ impl ControlPlane {
         self.http_address
     }
 
-    /// Where edges and nodes connect (UDP).
+    /// Where edges and nodes connect: UDP, and TCP.
     pub fn link_address(&self) -> Option<SocketAddr> {
         self.link.local_addr()
     }

@@ -88,6 +88,7 @@ pub(crate) struct Metrics {
     pub(crate) cache_flights: Gauge,
     /// 1 while the link to the control plane stands.
     pub(crate) linked: Gauge,
+    pub(crate) linked_by_tcp: Gauge,
     /// Journal positions: durable on disk, and stored by the control plane.
     pub(crate) journal_durable: Gauge,
     pub(crate) journal_shipped: Gauge,
@@ -137,6 +138,7 @@ impl Metrics {
             cache_bytes: Gauge::default(),
             cache_flights: Gauge::default(),
             linked: Gauge::default(),
+            linked_by_tcp: Gauge::default(),
             journal_durable: Gauge::default(),
             journal_shipped: Gauge::default(),
             journal_writable: Gauge::default(),
@@ -190,6 +192,7 @@ impl Metrics {
         r.register_with_unit("cache_size", kept, Unit::Bytes, self.cache_bytes.clone());
         r.register("cache_flights", "Answers being made that others may wait for", self.cache_flights.clone());
         r.register("control_link_up", "1 while linked to the control plane", self.linked.clone());
+        r.register("control_link_by_tcp", "1 if that link goes by TCP, as UDP is blocked", self.linked_by_tcp.clone());
         r.register("journal_durable_records", "Journal records synced to disk, ever", self.journal_durable.clone());
         r.register(
             "journal_shipped_records",

@@ -23,7 +23,7 @@ pub struct Settings {
     /// Where operators find `/metrics`, `/livez` and `/readyz`.
     pub admin_listen: SocketAddr,
     /// `host:port` of the control plane's link.
-    pub control_address: String,
+    pub control_addresses: Vec<String>,
     /// Certificate, key and authority for the links and for nodes.
     pub tls: TlsFiles,
     /// Public keys of those who may sign what this edge serves by, PEM.
@@ -96,7 +96,7 @@ impl Settings {
         let listen = fields.required("http.listen");
         let client_tls = client_tls(&mut fields);
         let admin_listen = fields.required("admin.listen");
-        let control_address = fields.required("control.address");
+        let control_addresses = fields.required("control.address");
         let tls = TlsFiles::from_fields(&mut fields);
         let trusted = fields.required("signing.trusted");
         let limits = Limits {
@@ -121,7 +121,7 @@ impl Settings {
                 listen: listen?,
                 client_tls,
                 admin_listen: admin_listen?,
-                control_address: control_address?,
+                control_addresses: control_addresses?,
                 tls: tls?,
                 trusted: trusted?,
                 limits,

@@ -3,10 +3,9 @@
 use crate::clock;
 use crate::edge::Edge;
 use crate::journal::{Batch, Journal, JournalError, Position, Reader};
-use quinn::Connection;
 use std::time::{Duration, Instant};
 use turnpike_config::crash_point;
-use turnpike_config::link::{LinkError, read_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, read_frame, write_frame};
 use turnpike_config::wire::{DayCount, Open, UsageAck, UsageBatch, Watermark};
 
 /// Records in one batch; larger ones gain nothing and keep the control plane's transaction open longer.
@@ -19,9 +18,9 @@ const DISK_RETRY: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Ships until the link breaks.
-pub(crate) async fn run(edge: &Edge, connection: &Connection) -> Result<(), LinkError> {
+pub(crate) async fn run(edge: &Edge, link: &Link) -> Result<(), LinkError> {
     let lost = |error: &dyn std::fmt::Display| LinkError::Lost(error.to_string());
-    let (mut send, mut receive) = connection.open_bi().await.map_err(|e| lost(&e))?;
+    let (mut send, mut receive) = link.open().await?;
     write_frame(&mut send, &Open::Usage).await?;
     let mut reader = patiently(|| Reader::open(&edge.journal)).await;
     edge.metrics.journal_shipped.set(i64::try_from(reader.position()).unwrap_or(i64::MAX));

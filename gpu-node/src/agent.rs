@@ -128,7 +128,7 @@ impl Agent {
         let status = Arc::new(Status::new(Arc::clone(&queue)));
         let metrics = Arc::new(Metrics::new(Arc::clone(&status)));
         let reporter = Reporter {
-            address: settings.control_address.clone(),
+            addresses: settings.control_addresses.clone(),
             identity,
             hello: hello(&settings, &*engine, &gpus),
             status: Arc::clone(&status),

@@ -101,7 +101,7 @@ pub struct Settings {
     pub(crate) max_body_bytes: usize,
     pub(crate) max_connections: usize,
     pub(crate) metrics_listen: SocketAddr,
-    pub(crate) control_address: String,
+    pub(crate) control_addresses: Vec<String>,
     pub(crate) tls: TlsFiles,
     pub(crate) engine: EngineSettings,
     /// `engine.weights_dir`: where the built-in engine keeps its weights.
@@ -142,7 +142,7 @@ fn read(fields: &mut Fields<'_>, environment: &dyn Fn(&str) -> Option<String>) -
     let max_body_bytes = positive(fields, "http.max_body_bytes", 64_u64 << 20);
     let max_connections = positive(fields, "http.max_connections", 4096_u32);
     let metrics_listen = fields.required("metrics.listen");
-    let control_address = fields.required("control.address");
+    let control_addresses = fields.required("control.address");
     let tls = TlsFiles::from_fields(fields);
     let weights_dir = fields.optional("engine.weights_dir").or_else(|| default_weights_dir(environment));
     let engine = read_engine(fields);
@@ -162,7 +162,7 @@ fn read(fields: &mut Fields<'_>, environment: &dyn Fn(&str) -> Option<String>) -
         max_body_bytes: usize::try_from(max_body_bytes).unwrap_or(usize::MAX),
         max_connections: usize::try_from(max_connections).unwrap_or(usize::MAX),
         metrics_listen: metrics_listen?,
-        control_address: control_address?,
+        control_addresses: control_addresses?,
         tls: tls?,
         engine: engine?,
         weights_dir: weights_dir.unwrap_or_else(|| data_dir.join("weights")),

@@ -1,6 +1,7 @@
-//! Breaks Turnpike, again and again, for longer than its tests do.
+//! Breaks Turnpike again and again, for longer than its tests do, and measures it.
 
 mod chaos;
+mod push;
 
 use clap::{Parser, Subcommand};
 
@@ -15,11 +16,14 @@ struct Cli {
 enum Command {
     /// Kill edges, nodes, databases and the control plane again and again, and compare the books after each death.
     Chaos(chaos::Args),
+    /// Measure how fast, how small and how cheap it is to tell edges of a change.
+    Push(push::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Chaos(args) => chaos::run(&args),
+        Command::Push(args) => push::run(&args),
     }
 }
 

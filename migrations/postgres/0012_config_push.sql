@@ -38,6 +38,11 @@ CREATE TABLE model_routes (
 
 -- The version that `last_nack` is about.
 ALTER TABLE edges ADD COLUMN nacked_version bigint;
+-- What carries its link: quic or tcp.
+ALTER TABLE edges ADD COLUMN transport text;
+-- The process of a control plane that a link is or was with: another one does not say that it has ended.
+ALTER TABLE edges ADD COLUMN linked_to uuid;
+ALTER TABLE nodes ADD COLUMN linked_to uuid;
 
 -- Changes that reach some edges before they reach all.
 CREATE TABLE rollouts (

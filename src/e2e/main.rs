@@ -11,6 +11,7 @@ mod harness;
 mod invoices;
 mod lifecycle;
 mod limits;
+mod links;
 mod metering;
 mod observability;
 mod prepaid;

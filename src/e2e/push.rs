@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use turnpike_config::link::{Identity, LinkServer, Role, TlsFiles, read_frame, write_frame};
+use turnpike_config::link::{Identity, Link, LinkServer, Receiver, Role, Sender, TlsFiles, read_frame, write_frame};
 use turnpike_config::log::{Entry, Hash, Position};
 use turnpike_config::push::{Delta, EdgeHello, Item, MAX_CHUNKS, Manifest, PushFrame, PushReply};
 use turnpike_config::signing::{Signature, Signer, Statement};
@@ -145,7 +145,7 @@ impl Impostor {
     }
 
     /// The edge comes; what else connects or is opened is left alone.
-    async fn edge(&self) -> (EdgeHello, quinn::SendStream, quinn::RecvStream, quinn::Connection) {
+    async fn edge(&self) -> (EdgeHello, Sender, Receiver, Link) {
         let come = async {
             loop {
                 let incoming = self.server.accept().await.unwrap();
@@ -153,7 +153,7 @@ impl Impostor {
                 if peer.role != Role::Edge {
                     continue;
                 }
-                while let Ok((send, mut recv)) = connection.accept_bi().await {
+                while let Ok((send, mut recv)) = connection.accept().await {
                     if let Ok(Some(Open::Push(hello))) = read_frame::<Open>(&mut recv).await {
                         return (hello, send, recv, connection);
                     }
@@ -239,7 +239,7 @@ async fn poison_is_refused_within_a_second_and_no_request_fails() {
     }
     // A frame of twice the size that is allowed ends the link, and the edge comes again with what it had.
     let length = u32::try_from(2 * turnpike_config::wire::MAX_FRAME).unwrap();
-    send.write_all(&length.to_be_bytes()).await.unwrap();
+    send.write_shared(length.to_be_bytes().to_vec().into()).await.unwrap();
     let (again, mut send, mut recv, _connection) = impostor.edge().await;
     assert_eq!(again.holds, hello.holds);
     drop(connection);

@@ -4,6 +4,8 @@ use anyhow::bail;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
+/// Ports that are tried until one is free for UDP and for TCP.
+const PORTS_TRIED: usize = 16;
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// An address for each listener.
@@ -13,7 +15,7 @@ pub(super) struct Ports {
     pub(super) edge: SocketAddr,
     /// The admin API.
     pub(super) admin: SocketAddr,
-    /// The control plane's link; UDP.
+    /// The control plane's link; UDP, and TCP.
     pub(super) link: SocketAddr,
     /// The node, for edges.
     pub(super) node: SocketAddr,
@@ -33,7 +35,7 @@ pub(crate) struct Options {
     /// The admin API.
     #[arg(long, default_value_t = 8081, value_name = "PORT")]
     admin_port: u16,
-    /// The control plane's link to edges and nodes (QUIC, so UDP).
+    /// The control plane's link to edges and nodes (QUIC over UDP, and TCP).
     #[arg(long, default_value_t = 7443, value_name = "PORT")]
     link_port: u16,
     /// The node: where the edge sends requests.
@@ -56,7 +58,7 @@ pub(crate) struct Options {
 /// Keeps a port taken while others are chosen.
 enum Held {
     Tcp(#[expect(dead_code, reason = "held open, never used")] TcpListener),
-    Udp(#[expect(dead_code, reason = "held open, never used")] UdpSocket),
+    Both(#[expect(dead_code, reason = "held open, never used")] (UdpSocket, TcpListener)),
 }
 
 impl Ports {
@@ -72,7 +74,7 @@ impl Ports {
                     found
                 }
                 Err(e) => {
-                    let protocol = if udp { "UDP" } else { "TCP" };
+                    let protocol = if udp { "UDP or TCP" } else { "TCP" };
                     taken.push(format!(
                         "  - {protocol} {wanted} for {what}: {}; choose another with {flag}",
                         reason(&e)
@@ -113,8 +115,17 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 fn hold(address: SocketAddr, udp: bool) -> io::Result<(SocketAddr, Held)> {
     if udp {
-        let socket = UdpSocket::bind(address)?;
-        Ok((socket.local_addr()?, Held::Udp(socket)))
+        let mut tried = 1;
+        loop {
+            let socket = UdpSocket::bind(address)?;
+            let found = socket.local_addr()?;
+            match TcpListener::bind(found) {
+                Ok(listener) => return Ok((found, Held::Both((socket, listener)))),
+                // Any port will do, as long as both are free.
+                Err(_) if address.port() == 0 && tried < PORTS_TRIED => tried += 1,
+                Err(error) => return Err(error),
+            }
+        }
     } else {
         let listener = TcpListener::bind(address)?;
         Ok((listener.local_addr()?, Held::Tcp(listener)))

@@ -1,42 +1,48 @@
-//! Frames over QUIC streams.
+//! Frames over streams.
 
 use super::LinkError;
+use super::streams::{Receiver, Sender};
 use crate::wire::{self, BadFrame, MAX_FRAME};
 use minicbor::{Decode, Encode};
-use quinn::{ReadExactError, RecvStream, SendStream};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// A message that has begun is there within this time.
+const FRAME_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Sends one message.
-pub async fn write_frame<T: Encode<()>>(stream: &mut SendStream, message: &T) -> Result<(), LinkError> {
+pub async fn write_frame<T: Encode<()>>(stream: &mut Sender, message: &T) -> Result<(), LinkError> {
     let bytes = wire::frame(message)?;
-    stream.write_all(&bytes).await.map_err(|e| LinkError::Lost(e.to_string()))
+    stream.write(&bytes).await
 }
 
 /// Receives one message; `None` when the peer has finished the stream between two messages.
-pub async fn read_frame<T: for<'b> Decode<'b, ()>>(stream: &mut RecvStream) -> Result<Option<T>, LinkError> {
+pub async fn read_frame<T: for<'b> Decode<'b, ()>>(stream: &mut Receiver) -> Result<Option<T>, LinkError> {
     Ok(read_sized_frame(stream).await?.map(|(message, _)| message))
 }
 
 /// Receives one message and says how many bytes it took.
 pub async fn read_sized_frame<T: for<'b> Decode<'b, ()>>(
-    stream: &mut RecvStream,
+    stream: &mut Receiver,
 ) -> Result<Option<(T, usize)>, LinkError> {
     let mut prefix = [0; 4];
-    match stream.read_exact(&mut prefix).await {
-        Ok(()) => {}
-        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
-        Err(e) => return Err(LinkError::Lost(e.to_string())),
+    if !stream.fill(&mut prefix).await? {
+        return Ok(None);
     }
     let length = u32::from_be_bytes(prefix) as usize;
     if length > MAX_FRAME {
         return Err(BadFrame::TooLong(length).into());
     }
-    // Grows with what arrives: a peer that only announces 256 MiB does not make us allocate them.
+    // Grows with what arrives: a peer that only announces 32 MiB does not make us allocate them.
     let mut body = Vec::new();
-    while body.len() < length {
-        let wanted = (length - body.len()).min(64 << 10);
-        let chunk = stream.read_chunk(wanted, true).await.map_err(|e| LinkError::Lost(e.to_string()))?;
-        let chunk = chunk.ok_or_else(|| LinkError::Lost("stream ended inside a message".to_owned()))?;
-        body.extend_from_slice(&chunk.bytes);
-    }
+    let reading = async {
+        while body.len() < length {
+            let wanted = (length - body.len()).min(64 << 10);
+            stream.append(&mut body, wanted).await?;
+        }
+        Ok::<_, LinkError>(())
+    };
+    let slow = |_| LinkError::Lost("the peer sends too slowly".to_owned());
+    timeout(FRAME_DEADLINE, reading).await.map_err(slow)??;
     Ok(Some((wire::unframe(&body)?, prefix.len() + body.len())))
 }

@@ -15,7 +15,7 @@ pub const CONTROL_DOMAIN: &str = "control.turnpike.internal";
 const SUFFIX: &str = ".turnpike.internal";
 
 /// What a peer is in the deployment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// A control plane.
     Control,
@@ -35,7 +35,7 @@ pub fn domain(role: Role, name: &str) -> String {
 }
 
 /// An authenticated peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Peer {
     /// What it is.
     pub role: Role,
@@ -108,6 +108,15 @@ impl Identity {
     pub fn load(files: &TlsFiles) -> Result<Self, LinkError> {
         let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| file_error(&files.key, &e))?;
         Ok(Self { authorities: certificates(&files.ca)?, chain: certificates(&files.cert)?, key })
+    }
+
+    /// A certificate that was made just now, with its PKCS#8 key.
+    pub fn new(
+        authority: CertificateDer<'static>,
+        certificate: CertificateDer<'static>,
+        key: rustls_pki_types::PrivatePkcs8KeyDer<'static>,
+    ) -> Self {
+        Self { authorities: vec![authority], chain: vec![certificate], key: key.into() }
     }
 
     /// Who this process is, by its own certificate.

@@ -1,15 +1,21 @@
-//! The link between planes: QUIC with mutual TLS, frames of [`crate::wire`] messages.
+//! The link between planes: frames of [`crate::wire`] messages on streams, by QUIC with mutual TLS, or where UDP is blocked
+//! by TCP and TLS, a connection for each stream.
 //!
 //! Who a peer is comes from its certificate alone: a DNS name `NAME.edge.turnpike.internal`,
 //! `NAME.node.turnpike.internal` or `control.turnpike.internal`, signed by the deployment's own authority.
 
 mod frames;
 mod identity;
+mod keeper;
+mod streams;
+mod tcp;
 mod transport;
 
 pub use frames::{read_frame, read_sized_frame, write_frame};
 pub use identity::{CONTROL_DOMAIN, Identity, Peer, Role, TlsFiles, domain, load_certified_key};
-pub use transport::{LinkServer, connect};
+pub use keeper::Links;
+pub use streams::{Link, Receiver, Sender, Transport};
+pub use transport::{Dialer, Incoming, LinkServer, connect};
 
 /// What can go wrong on a link.
 #[derive(Debug, thiserror::Error)]

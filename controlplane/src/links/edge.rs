@@ -4,14 +4,13 @@ use super::{REFUSED, Stream};
 use crate::context::Context;
 use crate::store::{StoreError, edge_days, edges};
 use chrono::{DateTime, Utc};
-use quinn::{Connection, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use turnpike_config::crash_point;
-use turnpike_config::link::{LinkError, read_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, read_frame, write_frame};
 use turnpike_config::wire::{MAX_BATCH_EVENTS, UsageAck, UsageBatch};
 
 /// Most days that a batch has counts of.
@@ -24,7 +23,7 @@ const INGEST_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration
 pub(super) async fn usage(
     name: &str,
     mut stream: Stream,
-    connection: &Connection,
+    link: &Link,
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
@@ -33,7 +32,7 @@ pub(super) async fn usage(
         let mut is_met = false;
         while let Some(batch) = read_frame::<UsageBatch>(&mut stream.recv).await? {
             if let Some(fault) = fault(&batch) {
-                connection.close(VarInt::from_u32(REFUSED), fault.as_bytes());
+                link.close(REFUSED, fault);
                 return Err(LinkError::Lost(fault.to_owned()));
             }
             let UsageBatch { epoch, first_seq, end_seq, complete, .. } = batch;
@@ -55,7 +54,7 @@ pub(super) async fn usage(
     };
     tokio::select! {
         () = stop.cancelled() => Ok(()),
-        error = connection.closed() => Err(LinkError::Lost(error.to_string())),
+        reason = link.closed() => Err(LinkError::Lost(reason)),
         result = talk => result,
     }
 }

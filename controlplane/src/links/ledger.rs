@@ -7,14 +7,13 @@ use crate::store::StoreError;
 use crate::store::node_ledger::{self, LedgerRow};
 use crate::store::partitions::{Month, Partitioned, months};
 use chrono::{DateTime, Utc};
-use quinn::{Connection, VarInt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use turnpike_config::EventId;
-use turnpike_config::link::{LinkError, read_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, read_frame, write_frame};
 use turnpike_config::wire::{LedgerAck, LedgerBatch, LedgerEntry, MAX_LEDGER_ENTRIES};
 
 /// Between attempts to store a batch: at first, and at most.
@@ -27,7 +26,7 @@ const MONTHS_BACK: i32 = 12;
 pub(super) async fn serve(
     name: &str,
     mut stream: Stream,
-    connection: &Connection,
+    link: &Link,
     context: &Context,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
@@ -35,7 +34,7 @@ pub(super) async fn serve(
         while let Some(LedgerBatch { position, entries }) = read_frame(&mut stream.recv).await? {
             if entries.len() > MAX_LEDGER_ENTRIES {
                 let fault = "a ledger's batch holds at most 8192 entries";
-                connection.close(VarInt::from_u32(REFUSED), fault.as_bytes());
+                link.close(REFUSED, fault);
                 return Err(LinkError::Lost(fault.to_owned()));
             }
             keep(name, &entries, context).await;
@@ -45,7 +44,7 @@ pub(super) async fn serve(
     };
     tokio::select! {
         () = stop.cancelled() => Ok(()),
-        error = connection.closed() => Err(LinkError::Lost(error.to_string())),
+        reason = link.closed() => Err(LinkError::Lost(reason)),
         result = talk => result,
     }
 }

@@ -11,42 +11,52 @@ pub(crate) use notes::run as write_notes;
 pub(crate) use watch::watch_silence;
 
 use crate::context::Context;
-use quinn::{Connection, RecvStream, SendStream, VarInt};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
-use turnpike_config::link::{LinkError, LinkServer, Peer, Role, read_frame};
+use turnpike_config::link::{Link, LinkError, LinkServer, Peer, Receiver, Role, Sender, Transport, read_frame};
 use turnpike_config::wire::Open;
 
 /// A handshake, and the first frame of a stream, are done within this time.
 const OPENING: Duration = Duration::from_secs(10);
 /// Most streams that one peer has open at once; the transport allows a few more.
 const MAX_STREAMS: usize = 8;
-/// QUIC close code for a peer that broke the protocol or a rule.
+/// Most handshakes at the same time.
+const MAX_HANDSHAKES: usize = 4096;
+/// Close code for a peer that broke the protocol or a rule.
 const REFUSED: u32 = 1;
+/// The same for one that has said what it had to.
+const ENDED: u32 = 0;
 
 /// Both directions of a stream.
 pub(crate) struct Stream {
-    send: SendStream,
-    recv: RecvStream,
+    send: Sender,
+    recv: Receiver,
 }
 
 /// Accepts peers until stopped.
 pub(crate) async fn serve(server: Arc<LinkServer>, context: Arc<Context>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
+    let (handshakes, by_tcp) = (Arc::new(Semaphore::new(MAX_HANDSHAKES)), Arc::<ByTcp>::default());
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => break,
             incoming = server.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
-        let (context, stop) = (Arc::clone(&context), stop.clone());
+        // Too many that do not come to an end: who is turned away comes again.
+        let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
+        let (context, stop, by_tcp) = (Arc::clone(&context), stop.clone(), Arc::clone(&by_tcp));
         tasks.spawn(async move {
-            match timeout(OPENING, LinkServer::authenticate(incoming)).await {
-                Ok(Ok((peer, connection))) => serve_peer(peer, connection, context, stop).await,
+            let authenticated = timeout(OPENING, LinkServer::authenticate(incoming)).await;
+            drop(handshake);
+            match authenticated {
+                Ok(Ok((peer, link))) => Box::pin(serve_bounded(peer, link, context, stop, &by_tcp)).await,
                 Ok(Err(error)) => warn!(%error, "a peer was turned away"),
                 Err(_) => debug!("a handshake took too long"),
             }
@@ -57,30 +67,61 @@ pub(crate) async fn serve(server: Arc<LinkServer>, context: Arc<Context>, stop: 
     server.close().await;
 }
 
-async fn serve_peer(peer: Peer, connection: Connection, context: Arc<Context>, stop: CancellationToken) {
-    let from = connection.remote_address();
-    info!(role = ?peer.role, name = peer.name, %from, "link up");
+/// Links by TCP, which have a stream each, by peer.
+type ByTcp = Mutex<HashMap<Peer, usize>>;
+
+/// Serves a peer unless it has too many links by TCP.
+async fn serve_bounded(peer: Peer, link: Link, context: Arc<Context>, stop: CancellationToken, by_tcp: &ByTcp) {
+    if link.transport() == Transport::Quic {
+        return serve_peer(peer, link, context, stop).await;
+    }
+    let counts = || by_tcp.lock().unwrap_or_else(PoisonError::into_inner);
+    let admitted = {
+        let mut counts = counts();
+        let count = counts.entry(peer.clone()).or_default();
+        *count += 1;
+        *count <= MAX_STREAMS
+    };
+    if admitted {
+        serve_peer(peer.clone(), link, context, stop).await;
+    } else {
+        warn!(role = ?peer.role, name = peer.name, "too many links by TCP");
+    }
+    let mut counts = counts();
+    if let Some(count) = counts.get_mut(&peer) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&peer);
+        }
+    }
+}
+
+async fn serve_peer(peer: Peer, link: Link, context: Arc<Context>, stop: CancellationToken) {
+    let (from, transport) = (link.remote_address(), link.transport());
+    info!(role = ?peer.role, name = peer.name, %from, transport = transport.name(), "link up");
     let peer = Arc::new(peer);
     let tasks = TaskTracker::new();
     let reason = loop {
         let opened = tokio::select! {
             () = stop.cancelled() => break "this control plane is shutting down".to_owned(),
-            opened = connection.accept_bi() => opened,
+            opened = link.accept() => opened,
         };
         let (send, recv) = match opened {
             Ok(opened) => opened,
             Err(error) => break error.to_string(),
         };
         if tasks.len() >= MAX_STREAMS {
-            connection.close(VarInt::from_u32(REFUSED), b"too many streams");
+            link.close(REFUSED, "too many streams");
             continue;
         }
         let stream = Stream { send, recv };
-        let (peer, context, stop, connection) =
-            (Arc::clone(&peer), Arc::clone(&context), stop.clone(), connection.clone());
+        let (peer, context, stop, link) = (Arc::clone(&peer), Arc::clone(&context), stop.clone(), link.clone());
         tasks.spawn(async move {
-            if let Err(error) = converse(&peer, stream, &connection, &context, &stop).await {
+            if let Err(error) = converse(&peer, stream, &link, &context, &stop).await {
                 debug!(name = peer.name, %error, "a stream ended");
+            }
+            if link.transport() == Transport::Tcp {
+                link.close(ENDED, "its stream ended");
             }
         });
     };
@@ -93,7 +134,7 @@ async fn serve_peer(peer: Peer, connection: Connection, context: Arc<Context>, s
 async fn converse(
     peer: &Peer,
     mut stream: Stream,
-    connection: &Connection,
+    link: &Link,
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
@@ -102,21 +143,19 @@ async fn converse(
         .map_err(|_| LinkError::Lost("the first frame took too long".to_owned()))??;
     let refuse = |what: &str| {
         warn!(role = ?peer.role, name = peer.name, what, "refused: not for this role");
-        connection.close(VarInt::from_u32(REFUSED), b"this certificate's role may not open such a stream");
+        link.close(REFUSED, "this certificate's role may not open such a stream");
         Ok(())
     };
     match (open, peer.role) {
         (Some(Open::Push(hello)), Role::Edge) => {
-            Box::pin(push::push(&peer.name, &hello, stream, connection, context, stop)).await
+            Box::pin(push::push(&peer.name, &hello, stream, link, context, stop)).await
         }
-        (Some(Open::Usage), Role::Edge) => Box::pin(edge::usage(&peer.name, stream, connection, context, stop)).await,
-        (Some(Open::Chunks), Role::Edge) => Box::pin(push::chunks(stream, context, stop)).await,
+        (Some(Open::Usage), Role::Edge) => Box::pin(edge::usage(&peer.name, stream, link, context, stop)).await,
+        (Some(Open::Chunks), Role::Edge) => Box::pin(push::chunks(stream, link, context, stop)).await,
         (Some(Open::Node(hello)), Role::Node) => {
-            Box::pin(node::serve(&peer.name, hello, stream, connection, context, stop)).await
+            Box::pin(node::serve(&peer.name, hello, stream, link, context, stop)).await
         }
-        (Some(Open::Ledger), Role::Node) => {
-            Box::pin(ledger::serve(&peer.name, stream, connection, context, stop)).await
-        }
+        (Some(Open::Ledger), Role::Node) => Box::pin(ledger::serve(&peer.name, stream, link, context, stop)).await,
         (Some(Open::Ledger), _) => refuse("ledger"),
         (Some(Open::Push(_) | Open::Chunks), _) => refuse("push"),
         (Some(Open::Usage), _) => refuse("usage"),

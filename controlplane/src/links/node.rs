@@ -7,7 +7,6 @@ use crate::roster::{LiveReport, NodeLive};
 use crate::store::config_log;
 use crate::store::nodes::{self, Node};
 use chrono::Utc;
-use quinn::{Connection, VarInt};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use turnpike_config::NodeUrl;
-use turnpike_config::link::{LinkError, read_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, read_frame, write_frame};
 use turnpike_config::wire::{NodeHello, NodeReply, NodeReport};
 use turnpike_config::{Change, NodeState};
 use uuid::Uuid;
@@ -40,22 +39,22 @@ pub(super) async fn serve(
     name: &str,
     hello: NodeHello,
     mut stream: Stream,
-    connection: &Connection,
+    link: &Link,
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
     if let Err(reason) = validate(&hello) {
         warn!(node = name, reason, "a node was refused");
         write_frame(&mut stream.send, &NodeReply::Refused(reason)).await?;
-        let _ = stream.send.finish();
+        stream.send.finish().await;
         return Ok(());
     }
-    let session = context.nodes.enter(name, connection.clone(), NodeLive::default());
+    let session = context.nodes.enter(name, link.clone(), NodeLive::default());
     context.metrics.nodes_connected.set(context.nodes.len());
     let result = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        error = connection.closed() => Err(LinkError::Lost(error.to_string())),
-        result = registered(name, hello, session, &mut stream, connection, context) => result,
+        reason = link.closed() => Err(LinkError::Lost(reason)),
+        result = registered(name, hello, session, &mut stream, link, context) => result,
     };
     if context.nodes.leave(name, session) {
         context.metrics.nodes_connected.set(context.nodes.len());
@@ -91,7 +90,7 @@ async fn registered(
     hello: NodeHello,
     session: u64,
     stream: &mut Stream,
-    connection: &Connection,
+    link: &Link,
     context: &Context,
 ) -> Result<(), LinkError> {
     let mut written = match register(name, &hello, context).await {
@@ -99,7 +98,7 @@ async fn registered(
         Err(error) => {
             // Not a refusal: the node is to come back, as after any lost link.
             warn!(node = name, %error, "a node could not be registered");
-            connection.close(VarInt::from_u32(REFUSED), b"the registration could not be stored; try again");
+            link.close(REFUSED, "the registration could not be stored; try again");
             return Ok(());
         }
     };
@@ -152,6 +151,7 @@ async fn register(name: &str, hello: &NodeHello, context: &Context) -> Result<No
         metadata: json!({ "build": hello.build }),
         enabled: true,
         last_seen_at: None,
+        linked_to: Some(context.id),
         created_at: now,
         updated_at: now,
     };
@@ -193,8 +193,17 @@ async fn after_link(name: &str, context: &Context, stop: &CancellationToken) {
         return;
     }
     context.metrics.forget_node(name);
-    if let Err(error) = set_state(name, NodeState::Lost, context).await {
+    if let Err(error) = lose(name, context).await {
         // The watch over silent nodes comes to the same end later.
         warn!(node = name, %error, "a lost node could not be noted yet");
     }
+}
+
+/// Notes that a node is lost, unless it has turned to another control plane meanwhile.
+async fn lose(name: &str, context: &Context) -> Result<(), FeedError> {
+    let node = nodes::get(&mut *context.store.read().await?, name).await?;
+    if node.is_some_and(|node| node.linked_to == Some(context.id)) {
+        set_state(name, NodeState::Lost, context).await?;
+    }
+    Ok(())
 }

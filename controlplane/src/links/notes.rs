@@ -43,7 +43,7 @@ async fn write(context: &Context) -> Result<(), crate::store::StoreError> {
     }
     let written = async {
         let mut connection = context.store.read().await?;
-        edges::note(&mut connection, &news).await
+        edges::note(&mut connection, context.id, &news).await
     };
     let written = written.await;
     match &written {

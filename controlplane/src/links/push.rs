@@ -7,14 +7,13 @@ use crate::metrics::PushKind;
 use crate::roster::EdgeLive;
 use crate::store::edges::News;
 use chrono::Utc;
-use quinn::{Connection, RecvStream, SendStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use turnpike_config::link::{LinkError, read_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, Receiver, Sender, read_frame, write_frame};
 use turnpike_config::log::Position;
 use turnpike_config::push::{ChunkReply, ChunkRequest, EdgeHello, PushReply, Session, Want};
 
@@ -33,20 +32,22 @@ pub(super) async fn push(
     name: &str,
     hello: &EdgeHello,
     stream: Stream,
-    connection: &Connection,
+    link: &Link,
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
     // One edge's NUL, which PostgreSQL's text cannot hold, must not keep all others from being noted.
     let clean = |text: &str| text.replace('\0', "");
     let (region, build) = (clean(&hello.region), clean(&hello.build));
-    let live = EdgeLive { region, build, holds: hello.holds.version, since: Utc::now() };
-    let session = context.edges.enter(name, connection.clone(), live.clone());
+    let transport = link.transport().name();
+    let live = EdgeLive { region, build, holds: hello.holds.version, since: Utc::now(), transport };
+    let session = context.edges.enter(name, link.clone(), live.clone());
     context.metrics.edges_connected.set(context.edges.len());
     // What an edge holds says what it may still act on, such as money: that is noted before it is told anything else.
     context.notes.put_and_wait(name, News::hello(&live), NOTING).await;
     let result = tokio::select! {
         () = stop.cancelled() => Ok(()),
+        reason = link.closed() => Err(LinkError::Lost(reason)),
         result = Push::new(name, hello, (session, live), context).await.run(stream) => result,
     };
     if context.edges.leave(name, session) {
@@ -75,7 +76,8 @@ struct Push<'a> {
 
 impl<'a> Push<'a> {
     async fn new(name: &'a str, hello: &'a EdgeHello, link: (u64, EdgeLive), context: &'a Context) -> Self {
-        let known = context.feed.went_through(hello.holds).await;
+        // Boxed, here and below: what is seldom awaited takes no room in thousands of idle links.
+        let known = Box::pin(context.feed.went_through(hello.holds)).await;
         let known = known.unwrap_or_else(|error| {
             // Whether a delta fits its position is seen when one is made.
             debug!(edge = name, %error, "its position cannot be looked up; taking it for one of this log");
@@ -126,15 +128,16 @@ impl<'a> Push<'a> {
     }
 
     /// Sends whatever is due.
-    async fn send(&mut self, published: &Arc<Published>, send: &mut SendStream) -> Result<(), LinkError> {
+    async fn send(&mut self, published: &Arc<Published>, send: &mut Sender) -> Result<(), LinkError> {
         let head = published.at();
         match self.session.want(head) {
             Want::Nothing => {}
             Want::Delta(from) => {
-                let delta = self.context.feed.delta(from, published, self.edge).await.unwrap_or_else(|error| {
-                    debug!(edge = self.edge.0, %error, "no delta; sending a snapshot instead");
-                    None
-                });
+                let delta =
+                    Box::pin(self.context.feed.delta(from, published, self.edge)).await.unwrap_or_else(|error| {
+                        debug!(edge = self.edge.0, %error, "no delta; sending a snapshot instead");
+                        None
+                    });
                 match delta {
                     Some(frame) => {
                         self.session.sent_delta(head);
@@ -156,8 +159,8 @@ impl<'a> Push<'a> {
         Ok(())
     }
 
-    async fn send_snapshot(&mut self, published: &Arc<Published>, send: &mut SendStream) -> Result<(), LinkError> {
-        let manifest = self.context.feed.manifest(published, self.edge, self.least).await;
+    async fn send_snapshot(&mut self, published: &Arc<Published>, send: &mut Sender) -> Result<(), LinkError> {
+        let manifest = Box::pin(self.context.feed.manifest(published, self.edge, self.least)).await;
         let (frame, at) = manifest.ok_or_else(|| LinkError::Lost("no snapshot can be made".to_owned()))?;
         self.session.sent_snapshot(at, self.serves);
         self.wrote(PushKind::Snapshot, published);
@@ -208,21 +211,21 @@ impl<'a> Push<'a> {
     }
 }
 
-async fn next_reply(mut recv: RecvStream) -> (RecvStream, Result<Option<PushReply>, LinkError>) {
+async fn next_reply(mut recv: Receiver) -> (Receiver, Result<Option<PushReply>, LinkError>) {
     let reply = read_frame(&mut recv).await;
     (recv, reply)
 }
 
-async fn write(send: &mut SendStream, frame: Frame) -> Result<(), LinkError> {
-    timeout(PUSH_DEADLINE, send.write_chunk(frame))
+async fn write(send: &mut Sender, frame: Frame) -> Result<(), LinkError> {
+    timeout(PUSH_DEADLINE, send.write_shared(frame))
         .await
         .map_err(|_| LinkError::Lost("the edge does not take what it is sent".to_owned()))?
-        .map_err(|e| LinkError::Lost(e.to_string()))
 }
 
 /// Hands out pieces of states until the edge has enough.
 pub(super) async fn chunks(
     mut stream: Stream,
+    link: &Link,
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), LinkError> {
@@ -233,5 +236,9 @@ pub(super) async fn chunks(
         }
         Ok(())
     };
-    tokio::select! { () = stop.cancelled() => Ok(()), result = talk => result }
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        reason = link.closed() => Err(LinkError::Lost(reason)),
+        result = talk => result,
+    }
 }

@@ -40,13 +40,13 @@ pub(crate) async fn watch_silence(context: Arc<Context>, stop: CancellationToken
 async fn stamp(context: &Context) -> Result<(), StoreError> {
     let mut connection = context.store.read().await?;
     let nodes: Vec<String> = context.nodes.names();
-    nodes::touch(&mut connection, &nodes).await?;
+    nodes::touch(&mut connection, context.id, &nodes).await?;
     let live = |name: String| {
-        let EdgeLive { region, build, holds, since } = context.edges.get(&name)?;
-        Some(Live { mark: context.watermarks.get(&name), name, region, build, holds, since })
+        let EdgeLive { region, build, holds, since, transport } = context.edges.get(&name)?;
+        Some(Live { mark: context.watermarks.get(&name), name, region, build, holds, since, transport })
     };
     let edges: Vec<Live> = context.edges.names().into_iter().filter_map(live).collect();
-    edges::touch(&mut connection, &edges).await
+    edges::touch(&mut connection, context.id, &edges).await
 }
 
 async fn give_up_silent(context: &Context) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 /// An edge proxy as last seen.
 #[derive(Clone, Debug, Serialize, ToSchema, sqlx::FromRow)]
@@ -31,6 +32,8 @@ pub(crate) struct Edge {
     pub(crate) complete_to: DateTime<Utc>,
     /// Usage of every request that had begun by then is in the books, by the edge's own clock.
     pub(crate) began_to: Option<DateTime<Utc>>,
+    /// What carries its push link, or carried the last one: `quic`, or `tcp` where UDP is blocked.
+    pub(crate) transport: Option<String>,
 }
 
 /// An edge, and how far it is behind the log.
@@ -77,19 +80,27 @@ impl News {
     }
 }
 
-/// Notes what is new of some edges.
-pub(crate) async fn note(connection: &mut PgConnection, news: &BTreeMap<String, News>) -> Result<(), StoreError> {
+/// Notes what is new of some edges that are or were linked to `this` process.
+pub(crate) async fn note(
+    connection: &mut PgConnection,
+    this: Uuid,
+    news: &BTreeMap<String, News>,
+) -> Result<(), StoreError> {
     let hellos: Vec<_> = news.iter().filter_map(|(name, news)| Some((name.as_str(), news.hello.as_ref()?))).collect();
     sqlx::query(
-        "INSERT INTO edges (name, region, build, complete_to)
-         SELECT name, region, build, least(now(), since)
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) AS new (name, region, build, since)
-         ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, linked_at = now()",
+        "INSERT INTO edges (name, region, build, complete_to, transport, linked_to)
+         SELECT name, region, build, least(now(), since), transport, $6
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[])
+             AS new (name, region, build, since, transport)
+         ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, linked_at = now(),
+             transport = excluded.transport, linked_to = excluded.linked_to",
     )
     .bind(hellos.iter().map(|(name, _)| *name).collect::<Vec<_>>())
     .bind(hellos.iter().map(|(_, live)| live.region.as_str()).collect::<Vec<_>>())
     .bind(hellos.iter().map(|(_, live)| live.build.as_str()).collect::<Vec<_>>())
     .bind(hellos.iter().map(|(_, live)| live.since).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.transport).collect::<Vec<_>>())
+    .bind(this)
     .execute(&mut *connection)
     .await?;
     let holds = |news: &News| news.holds.map(|holds| i64::try_from(holds).unwrap_or(i64::MAX));
@@ -99,7 +110,7 @@ pub(crate) async fn note(connection: &mut PgConnection, news: &BTreeMap<String, 
              nacked_version = CASE WHEN new.answered THEN new.version ELSE edges.nacked_version END, last_seen_at = now()
          FROM unnest($1::text[], $2::boolean[], $3::bigint[], $4::boolean[], $5::text[], $6::bigint[])
              AS new (name, connected, holds, answered, nack, version)
-         WHERE edges.name = new.name",
+         WHERE edges.name = new.name AND edges.linked_to IS NOT DISTINCT FROM $7",
     )
     .bind(news.keys().map(String::as_str).collect::<Vec<_>>())
     .bind(news.values().map(|news| news.connected).collect::<Vec<_>>())
@@ -107,6 +118,7 @@ pub(crate) async fn note(connection: &mut PgConnection, news: &BTreeMap<String, 
     .bind(news.values().map(|news| news.answer.is_some()).collect::<Vec<_>>())
     .bind(news.values().map(|news| news.nack().map(|(_, reason)| reason.as_str())).collect::<Vec<_>>())
     .bind(news.values().map(|news| news.nack().and_then(|(at, _)| i64::try_from(*at).ok())).collect::<Vec<_>>())
+    .bind(this)
     .execute(connection)
     .await?;
     Ok(())
@@ -173,13 +185,15 @@ pub(crate) struct Live {
     pub(crate) holds: u64,
     /// When its link came up.
     pub(crate) since: DateTime<Utc>,
+    /// What carries it.
+    pub(crate) transport: &'static str,
     /// How far its usage is stored.
     pub(crate) mark: Mark,
 }
 
-/// Notes that these edges' push links are up, also if the database was away when they came up, and how far their usage is
+/// Notes that these edges' push links with `this` process are up, also if the database was away when they came up, and how far their usage is
 /// in the books. Books that were complete stay so; by an edge's own clock they may go back, as it may.
-pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Result<(), StoreError> {
+pub(crate) async fn touch(connection: &mut PgConnection, this: Uuid, edges: &[Live]) -> Result<(), StoreError> {
     // In two steps: an edge that is new is complete up to when it came, one that is known is not.
     for sql in [MEET, TOUCH] {
         sqlx::query(sql)
@@ -191,6 +205,8 @@ pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Resu
             .bind(edges.iter().map(|edge| edge.mark.ended_to).collect::<Vec<_>>())
             .bind(edges.iter().map(|edge| edge.mark.began_to).collect::<Vec<_>>())
             .bind(edges.iter().map(|edge| edge.mark.settled_to).collect::<Vec<_>>())
+            .bind(edges.iter().map(|edge| edge.transport).collect::<Vec<_>>())
+            .bind(this)
             .execute(&mut *connection)
             .await?;
     }
@@ -198,22 +214,22 @@ pub(crate) async fn touch(connection: &mut PgConnection, edges: &[Live]) -> Resu
 }
 
 const MEET: &str = "
-INSERT INTO edges (name, region, build, holds, complete_to)
-SELECT name, region, build, holds, least(now(), since)
+INSERT INTO edges (name, region, build, holds, complete_to, transport, linked_to)
+SELECT name, region, build, holds, least(now(), since), transport, $10
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
-    $8::timestamptz[])
-    AS live (name, region, build, holds, since, ended_to, began_to, settled_to)
+    $8::timestamptz[], $9::text[])
+    AS live (name, region, build, holds, since, ended_to, began_to, settled_to, transport)
 ON CONFLICT DO NOTHING";
 
 const TOUCH: &str = "
-UPDATE edges SET connected = true, last_seen_at = now(), region = live.region, build = live.build, holds = live.holds,
+UPDATE edges SET connected = true, last_seen_at = now(), transport = live.transport, linked_to = $10, region = live.region, build = live.build, holds = live.holds,
     linked_at = greatest(edges.linked_at, least(now(), live.since)),
     complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
     began_to = coalesce(least(now(), live.began_to), edges.began_to),
     settled_to = coalesce(least(now(), live.settled_to), edges.settled_to)
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
-    $8::timestamptz[])
-    AS live (name, region, build, holds, since, ended_to, began_to, settled_to)
+    $8::timestamptz[], $9::text[])
+    AS live (name, region, build, holds, since, ended_to, began_to, settled_to, transport)
 WHERE edges.name = live.name";
 
 /// Notes that edges are gone which no control plane has seen for `silence_s` seconds.

@@ -35,6 +35,9 @@ pub(crate) struct Node {
     pub(crate) enabled: bool,
     /// When its link was last known to be up.
     pub(crate) last_seen_at: Option<DateTime<Utc>>,
+    /// The process of a control plane that it is or was registered with.
+    #[serde(skip)]
+    pub(crate) linked_to: Option<Uuid>,
     /// First registration.
     pub(crate) created_at: DateTime<Utc>,
     /// When its registration or state last changed.
@@ -65,11 +68,12 @@ impl Node {
 /// Stores a registration. An operator's switch and the identity of a known node are kept.
 pub(crate) async fn upsert(connection: &mut PgConnection, node: &Node) -> Result<Node, StoreError> {
     Ok(sqlx::query_as(
-        "INSERT INTO nodes (id, name, region, url, engine, state, slots, serves, gpus, metadata, last_seen_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
+        "INSERT INTO nodes (id, name, region, url, engine, state, slots, serves, gpus, metadata, last_seen_at, linked_to)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now(), $11)
          ON CONFLICT (name) DO UPDATE SET region = excluded.region, url = excluded.url, engine = excluded.engine,
              state = excluded.state, slots = excluded.slots, serves = excluded.serves, gpus = excluded.gpus,
-             metadata = excluded.metadata, last_seen_at = now(), updated_at = now()
+             metadata = excluded.metadata, last_seen_at = now(), linked_to = excluded.linked_to,
+             updated_at = now()
          RETURNING *",
     )
     .bind(node.id)
@@ -82,6 +86,7 @@ pub(crate) async fn upsert(connection: &mut PgConnection, node: &Node) -> Result
     .bind(&node.serves)
     .bind(&node.gpus)
     .bind(&node.metadata)
+    .bind(node.linked_to)
     .fetch_one(connection)
     .await?)
 }
@@ -112,9 +117,13 @@ pub(crate) async fn set_enabled(
         .await?)
 }
 
-/// Notes that these nodes' links are up.
-pub(crate) async fn touch(connection: &mut PgConnection, names: &[String]) -> Result<(), StoreError> {
-    sqlx::query("UPDATE nodes SET last_seen_at = now() WHERE name = ANY($1)").bind(names).execute(connection).await?;
+/// Notes that these nodes' links with `this` process are up.
+pub(crate) async fn touch(connection: &mut PgConnection, this: Uuid, names: &[String]) -> Result<(), StoreError> {
+    sqlx::query("UPDATE nodes SET last_seen_at = now(), linked_to = $2 WHERE name = ANY($1)")
+        .bind(names)
+        .bind(this)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

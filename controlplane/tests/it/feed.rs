@@ -127,7 +127,7 @@ async fn acks_and_refusals_are_shown_and_a_slow_edge_holds_up_nobody() {
     eventually("the ack", || async { shown("slow").await.filter(|e| e["last_nack"].is_null() && e["holds"] == 21) })
         .await;
 
-    slow.link.connection.close(0_u32.into(), b"bye");
+    slow.link.connection.close(0, "bye");
     eventually("the end", || async { shown("slow").await.filter(|e| e["health"] == "away") }).await;
     assert_eq!(plane.metric("turnpike_controlplane_push_refusals_total").await, Some(2.0));
 }

@@ -51,7 +51,7 @@ async fn a_link_that_comes_back_soon_was_never_lost() {
     edge.until("readiness", |r| r.nodes.get("n1").is_some_and(|n| n.state == NodeState::Ready)).await;
     let version = edge.routing.version;
 
-    node.0.connection.close(0_u32.into(), b"bye");
+    node.0.connection.close(0, "bye");
     let mut again = Node::connect(&plane, "n1").await;
     again.report(NodeState::Ready, 0).await;
     // A second link of the same name replaces the first.
@@ -68,7 +68,7 @@ async fn a_link_that_comes_back_soon_was_never_lost() {
     .await;
     assert_eq!(plane.metric("turnpike_controlplane_config_version").await, Some(version as f64), "no flapping");
 
-    third.0.connection.close(0_u32.into(), b"bye");
+    third.0.connection.close(0, "bye");
     edge.until("the loss", |r| r.nodes["n1"].state == NodeState::Lost).await;
     assert_eq!(plane.metric("turnpike_controlplane_node_requests_running{node=\"n1\"}").await, None);
 }
@@ -99,7 +99,7 @@ async fn a_role_opens_only_its_own_streams() {
     ];
     for (role, open) in strangers {
         let link = Link::open(&plane, role, "x", open.clone()).await;
-        let reason = timeout(PATIENCE, link.connection.closed()).await.expect("the link is closed").to_string();
+        let reason = timeout(PATIENCE, link.connection.closed()).await.expect("the link is closed");
         assert!(reason.contains("role may not"), "{role:?} {open:?}: {reason}");
     }
     assert!(plane.get("/nodes").await["data"].as_array().unwrap().is_empty());

@@ -1,9 +1,8 @@
 //! Edges and nodes as the control plane sees them: real links that speak the wire protocol.
 
 use crate::plane::{PATIENCE, Plane};
-use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
-use turnpike_config::link::{Role, connect, read_frame, write_frame};
+use turnpike_config::link::{self, Receiver, Role, Sender, connect, read_frame, write_frame};
 use turnpike_config::log::{Hash, Position};
 use turnpike_config::push::chunks::Chunk;
 use turnpike_config::push::{ChunkReply, ChunkRequest, Follower, PushFrame, PushReply, Refusal, Step};
@@ -13,16 +12,16 @@ use turnpike_config::{Change, NodeState, Routing, UsageEvent};
 
 /// A link with one stream.
 pub(crate) struct Link {
-    pub(crate) connection: Connection,
-    pub(crate) send: SendStream,
-    pub(crate) recv: RecvStream,
+    pub(crate) connection: link::Link,
+    pub(crate) send: Sender,
+    pub(crate) recv: Receiver,
 }
 
 impl Link {
     pub(crate) async fn open(plane: &Plane, role: Role, name: &str, open: Open) -> Self {
         let identity = plane.identity(role, name);
         let connection = connect(&plane.link.to_string(), &identity).await.unwrap();
-        let (mut send, recv) = connection.open_bi().await.unwrap();
+        let (mut send, recv) = connection.open().await.unwrap();
         write_frame(&mut send, &open).await.unwrap();
         Self { connection, send, recv }
     }
@@ -109,7 +108,7 @@ impl Edge {
     }
 
     pub(crate) async fn fetch(&self, hash: Hash) -> Vec<Change> {
-        let (mut send, mut recv) = self.link.connection.open_bi().await.unwrap();
+        let (mut send, mut recv) = self.link.connection.open().await.unwrap();
         write_frame(&mut send, &Open::Chunks).await.unwrap();
         write_frame(&mut send, &ChunkRequest { hash }).await.unwrap();
         let reply = timeout(PATIENCE, read_frame::<ChunkReply>(&mut recv)).await.expect("a chunk in time");

@@ -4,10 +4,9 @@ use super::chunk_files::ChunkFiles;
 use crate::image::Image;
 use crate::live::{Next, Snapshot, literal};
 use crate::store::Base;
-use quinn::{Connection, RecvStream, SendStream};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use turnpike_config::link::{LinkError, read_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, Receiver, Sender, read_frame, write_frame};
 use turnpike_config::log::Hash;
 use turnpike_config::push::chunks::{Chunk, MAX_CHUNK};
 use turnpike_config::push::{ChunkReply, ChunkRequest, Manifest};
@@ -43,12 +42,12 @@ impl From<LinkError> for Failed {
 
 /// Fetches the state of a manifest. `current` says what is served by when it is there.
 pub(super) async fn fetch(
-    connection: Connection,
+    link: Link,
     manifest: Manifest,
     files: ChunkFiles,
     current: impl FnOnce() -> Arc<Snapshot> + Send + 'static,
 ) -> Result<Fetched, Failed> {
-    let (send, receive) = connection.open_bi().await.map_err(|e| LinkError::Lost(e.to_string()))?;
+    let (send, receive) = link.open().await?;
     let mut pieces = Pieces { send, receive, files, ahead: VecDeque::new() };
     write_frame(&mut pieces.send, &Open::Chunks).await?;
     let Manifest { at, chunks, .. } = manifest;
@@ -90,8 +89,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 
 /// Chunks in order: from disk, or from the control plane.
 struct Pieces {
-    send: SendStream,
-    receive: RecvStream,
+    send: Sender,
+    receive: Receiver,
     files: ChunkFiles,
     ahead: VecDeque<Source>,
 }

@@ -14,12 +14,10 @@ use chunk_files::ChunkFiles;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use turnpike_config::link::{self, Identity, LinkError};
+use turnpike_config::link::{Identity, LinkError, Links, Transport};
 use turnpike_config::push::Follower;
 use turnpike_config::signing::Trust;
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// Who has served for so long was not killed by what it serves by.
 const PROVEN: Duration = Duration::from_secs(30);
 /// How long a stopping edge waits for the disk.
@@ -63,43 +61,37 @@ impl Sync {
     /// Runs until stopped.
     pub(crate) async fn run(mut self, identity: Identity, stop: CancellationToken) {
         let beside = tokio::spawn(keep_house(Arc::clone(&self.adopter), stop.clone()));
-        self.stay_linked(&identity, &stop).await;
+        self.stay_linked(identity, &stop).await;
         // It ends with the same token, and fails only by panicking, which has been reported.
         let _ = beside.await;
         self.adopter.keeper.succeeded();
         tokio::task::block_in_place(|| self.adopter.keeper.flush(LAST_WORDS));
     }
 
-    async fn stay_linked(&mut self, identity: &Identity, stop: &CancellationToken) {
+    async fn stay_linked(&mut self, identity: Identity, stop: &CancellationToken) {
         let edge = Arc::clone(&self.edge);
-        let address = edge.settings.control_address.clone();
-        let mut backoff = FIRST_BACKOFF;
+        let mut links = Links::keep(&edge.settings.control_addresses, identity);
         loop {
-            let attempt = async {
-                let connection = link::connect(&address, identity).await?;
-                edge.metrics.linked.set(1);
-                backoff = FIRST_BACKOFF;
-                tracing::info!(control = address, "linked to the control plane");
-                let ended = tokio::select! {
-                    ended = push::run(self, &connection) => ended,
-                    ended = ship::run(&edge, &connection) => ended,
-                };
-                connection.close(quinn::VarInt::from_u32(0), b"edge is done");
-                ended
-            };
-            let ended: Result<(), LinkError> = tokio::select! {
-                ended = attempt => ended,
+            let link = tokio::select! {
+                link = links.first() => link,
                 () = stop.cancelled() => return,
+            };
+            edge.metrics.linked.set(1);
+            edge.metrics.linked_by_tcp.set((link.transport() == Transport::Tcp).into());
+            let ended = tokio::select! {
+                ended = push::run(self, &link) => ended,
+                ended = ship::run(&edge, &link) => ended,
+                () = links.silent(&link) => Err(LinkError::Lost("it is silent; turning to another".to_owned())),
+                () = stop.cancelled() => Ok(()),
             };
             edge.metrics.linked.set(0);
+            link.close(0, "edge is done");
             if let Err(error) = ended {
-                tracing::warn!(%error, retry_in = ?backoff, "not linked to the control plane; serving goes on");
+                tracing::warn!(%error, from = %link.remote_address(), "not linked to this control plane; serving goes on");
             }
-            tokio::select! {
-                () = tokio::time::sleep(backoff) => {}
-                () = stop.cancelled() => return,
+            if stop.is_cancelled() {
+                return;
             }
-            backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     }
 }

@@ -3,12 +3,11 @@
 use super::Sync;
 use super::fetch::{Failed, Fetched, fetch};
 use crate::metrics::Metrics;
-use quinn::{Connection, RecvStream, SendStream};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use turnpike_config::link::{LinkError, read_sized_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, Receiver, Sender, read_sized_frame, write_frame};
 use turnpike_config::log::Position;
 use turnpike_config::push::{Manifest, PushFrame, PushReply, Step};
 use turnpike_config::wire::Open;
@@ -24,8 +23,8 @@ struct Fetching {
 }
 
 /// Takes pushes until the link breaks.
-pub(super) async fn run(sync: &mut Sync, connection: &Connection) -> Result<(), LinkError> {
-    let (mut send, receive) = connection.open_bi().await.map_err(|e| LinkError::Lost(e.to_string()))?;
+pub(super) async fn run(sync: &mut Sync, link: &Link) -> Result<(), LinkError> {
+    let (mut send, receive) = link.open().await?;
     write_frame(&mut send, &Open::Push(sync.follower.hello(env!("CARGO_PKG_VERSION")))).await?;
     let (frames, mut queue) = mpsc::channel(AHEAD);
     let _reading = AbortOnDropHandle::new(tokio::spawn(read(receive, frames, Arc::clone(&sync.edge.metrics))));
@@ -35,7 +34,7 @@ pub(super) async fn run(sync: &mut Sync, connection: &Connection) -> Result<(), 
             // What is pushed goes first: it may be a revocation.
             biased;
             frame = queue.recv() => match frame {
-                Some(frame) => take(sync, frame?, &mut fetching, connection, &mut send).await?,
+                Some(frame) => take(sync, frame?, &mut fetching, link, &mut send).await?,
                 None => return Err(LinkError::Lost("the control plane ended the push stream".to_owned())),
             },
             (fetched, at, began) = done(&mut fetching), if fetching.is_some() => {
@@ -49,7 +48,7 @@ pub(super) async fn run(sync: &mut Sync, connection: &Connection) -> Result<(), 
 }
 
 /// Reads frames on a task of its own: a read must not be broken off halfway.
-async fn read(mut receive: RecvStream, frames: mpsc::Sender<Result<PushFrame, LinkError>>, metrics: Arc<Metrics>) {
+async fn read(mut receive: Receiver, frames: mpsc::Sender<Result<PushFrame, LinkError>>, metrics: Arc<Metrics>) {
     loop {
         let frame = match read_sized_frame(&mut receive).await {
             Ok(Some((frame, size))) => {
@@ -82,8 +81,8 @@ async fn take(
     sync: &mut Sync,
     frame: PushFrame,
     fetching: &mut Option<Fetching>,
-    connection: &Connection,
-    send: &mut SendStream,
+    link: &Link,
+    send: &mut Sender,
 ) -> Result<(), LinkError> {
     let is_answered = !matches!(frame, PushFrame::Urgent(_));
     let reply = match sync.follower.take(frame) {
@@ -102,7 +101,7 @@ async fn take(
         }
         Ok(Step::Fetch(manifest)) => match sync.adopter.trusted(manifest.at) {
             Ok(()) => {
-                *fetching = Some(begin(sync, manifest, connection));
+                *fetching = Some(begin(sync, manifest, link));
                 None
             }
             Err(reason) => Some(refused(sync, manifest.at.version, reason)),
@@ -121,12 +120,12 @@ async fn take(
     }
 }
 
-fn begin(sync: &Sync, manifest: Manifest, connection: &Connection) -> Fetching {
+fn begin(sync: &Sync, manifest: Manifest, link: &Link) -> Fetching {
     let (at, began) = (manifest.at, Instant::now());
     tracing::info!(version = at.version, chunks = manifest.chunks.len(), "fetching a whole routing");
     tokio::task::block_in_place(|| sync.chunks.retain(&manifest.chunks));
     let edge = Arc::clone(&sync.edge);
-    let work = fetch(connection.clone(), manifest, sync.chunks.clone(), move || edge.snapshot.load_full());
+    let work = fetch(link.clone(), manifest, sync.chunks.clone(), move || edge.snapshot.load_full());
     Fetching { at, began, work: AbortOnDropHandle::new(tokio::spawn(work)) }
 }
 

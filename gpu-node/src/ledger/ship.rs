@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use turnpike_config::link::{LinkError, read_frame, write_frame};
+use turnpike_config::link::{Link, LinkError, read_frame, write_frame};
 use turnpike_config::wire::{LedgerAck, LedgerBatch, LedgerEntry, MAX_LEDGER_ENTRIES, Open};
 
 /// Between two batches, unless the first was full: nobody waits for these, and fewer are cheaper.
@@ -26,8 +26,8 @@ impl Shipper {
     }
 
     /// Sends until the link is lost (`Err`), or until `stop` and all is sent.
-    pub(crate) async fn run(&self, connection: &quinn::Connection, stop: &CancellationToken) -> Result<(), LinkError> {
-        let (mut send, mut receive) = connection.open_bi().await.map_err(|e| LinkError::Lost(e.to_string()))?;
+    pub(crate) async fn run(&self, link: &Link, stop: &CancellationToken) -> Result<(), LinkError> {
+        let (mut send, mut receive) = link.open().await?;
         write_frame(&mut send, &Open::Ledger).await?;
         let mut synced = self.shared.synced();
         let mut position = Position::from_u64(self.shared.shipped.load(Ordering::Acquire));
@@ -54,7 +54,7 @@ impl Shipper {
             }
             let is_behind = position.as_u64() < self.shared.written.load(Ordering::Acquire);
             if stop.is_cancelled() && !is_behind {
-                let _ = send.finish();
+                send.finish().await;
                 return Ok(());
             }
             if is_full {

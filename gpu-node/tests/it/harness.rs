@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use turnpike_config::NodeState;
-use turnpike_config::link::{Identity, LinkServer, Peer, Role, TlsFiles, domain, read_frame, write_frame};
+use turnpike_config::link::{Identity, Link, LinkServer, Peer, Role, TlsFiles, domain, read_frame, write_frame};
 use turnpike_config::wire::{LedgerAck, LedgerBatch, LedgerEntry, NodeHello, NodeReply, NodeReport, Open};
 use turnpike_gpu_node::{Agent, Settings};
 
@@ -83,8 +83,8 @@ pub(crate) struct Control {
 }
 
 /// Takes in a node's ledger.
-async fn take_ledger(heard: &Mutex<Heard>, connection: &quinn::Connection) {
-    let Ok((mut send, mut receive)) = connection.accept_bi().await else { return };
+async fn take_ledger(heard: &Mutex<Heard>, connection: &Link) {
+    let Ok((mut send, mut receive)) = connection.accept().await else { return };
     let Ok(Some(Open::Ledger)) = read_frame(&mut receive).await else { panic!("no ledger") };
     while let Ok(Some(LedgerBatch { position, entries })) = read_frame(&mut receive).await {
         let is_lost = {
@@ -95,7 +95,7 @@ async fn take_ledger(heard: &Mutex<Heard>, connection: &quinn::Connection) {
             is_lost
         };
         if is_lost {
-            return connection.close(quinn::VarInt::from_u32(0), b"lost");
+            return connection.close(0, "lost");
         }
         write_frame(&mut send, &LedgerAck { position }).await.unwrap();
     }
@@ -111,7 +111,7 @@ impl Control {
                 let heard = Arc::clone(&noted);
                 tokio::spawn(async move {
                     let (peer, connection) = LinkServer::authenticate(incoming).await.unwrap();
-                    let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+                    let (mut send, mut receive) = connection.accept().await.unwrap();
                     let Ok(Some(Open::Node(hello))) = read_frame(&mut receive).await else { panic!("no NodeHello") };
                     heard.lock().unwrap().hellos.push((peer, hello));
                     write_frame(&mut send, &NodeReply::Welcome { report_every_ms: 100 }).await.unwrap();

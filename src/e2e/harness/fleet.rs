@@ -26,7 +26,10 @@ pub(crate) struct Fleet {
     pub(crate) key: String,
     pub(crate) organization: String,
     user: String,
+    /// Where edges and nodes that are added find their control planes, as TOML.
+    pub(crate) control_address: String,
     link_port: u16,
+    url: String,
     // Planes go before the database and the directory that they use.
     planes: BTreeMap<String, Process>,
     postgres: Postgres,
@@ -38,8 +41,14 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn free_udp_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// The same for UDP and for TCP.
+pub(crate) fn free_link_port() -> u16 {
+    loop {
+        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        if TcpListener::bind(address).is_ok() {
+            return address.port();
+        }
+    }
 }
 
 fn issue(directory: &Path, role: &str, name: &str) {
@@ -68,7 +77,21 @@ impl Fleet {
         Self::start_all(nodes, token_delay, "", &format!("clickhouse.url = \"{}\"\n", server.url())).await
     }
 
+    /// Two control planes on one database, `control` and `control2`; the edge and the nodes know both.
+    pub(crate) async fn start_pair(nodes: &[&str], token_delay: &str) -> Self {
+        let mut fleet = Self::start_control("").await;
+        fleet.add_control("control2").await;
+        fleet.join(nodes, token_delay, "").await;
+        fleet
+    }
+
     async fn start_all(nodes: &[&str], token_delay: &str, edge_settings: &str, control_settings: &str) -> Self {
+        let mut fleet = Self::start_control(control_settings).await;
+        fleet.join(nodes, token_delay, edge_settings).await;
+        fleet
+    }
+
+    async fn start_control(control_settings: &str) -> Self {
         let postgres = tokio::task::spawn_blocking(|| Postgres::start_temporary().unwrap()).await.unwrap();
         let url = postgres.create_database(DATABASE).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -76,7 +99,7 @@ impl Fleet {
             let made = turnpike().args(["certs", what, "--dir"]).arg(directory.path().join("certs")).output().unwrap();
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         }
-        let (admin_port, link_port) = (free_port(), free_udp_port());
+        let (admin_port, link_port) = (free_port(), free_link_port());
         let mut fleet = Self {
             admin: Admin { base: format!("http://127.0.0.1:{admin_port}"), token: TOKEN.to_owned() },
             edge_url: String::new(),
@@ -84,34 +107,55 @@ impl Fleet {
             key: String::new(),
             organization: String::new(),
             user: String::new(),
+            control_address: format!("\"127.0.0.1:{link_port}\""),
             link_port,
+            url,
             planes: BTreeMap::new(),
             postgres,
             directory,
         };
-        fleet.write_control(admin_port, &url, control_settings);
+        std::fs::write(fleet.path("admin_token"), TOKEN).unwrap();
+        fleet.write_control("control", (admin_port, link_port), control_settings);
         fleet.start_plane("control").await;
         fleet.register().await;
-        fleet.edge_url = fleet.add_edge("edge", edge_settings).await;
-        fleet.until_known(&fleet.key).await;
-        for node in nodes {
-            let engine = format!("engine.kind = \"echo\"\nengine.token_delay = \"{token_delay}\"\n");
-            fleet.add_node(node, MODEL, &engine).await;
-        }
         fleet
     }
 
-    fn write_control(&mut self, admin_port: u16, postgres_url: &str, more: &str) {
-        let link_port = self.link_port;
-        let token_file = self.path("admin_token");
-        std::fs::write(&token_file, TOKEN).unwrap();
+    async fn join(&mut self, nodes: &[&str], token_delay: &str, edge_settings: &str) {
+        self.edge_url = self.add_edge("edge", edge_settings).await;
+        self.until_known(&self.key).await;
+        for node in nodes {
+            let engine = format!("engine.kind = \"echo\"\nengine.token_delay = \"{token_delay}\"\n");
+            self.add_node(node, MODEL, &engine).await;
+        }
+    }
+
+    async fn add_control(&mut self, name: &str) {
+        let (admin_port, link_port) = (free_port(), free_link_port());
+        self.control_address = format!("[{}, \"127.0.0.1:{link_port}\"]", self.control_address);
+        self.write_control(name, (admin_port, link_port), "");
+        self.start_plane(name).await;
+    }
+
+    /// The admin API of another control plane.
+    pub(crate) fn admin_of(&self, name: &str) -> Admin {
+        Admin { base: self.metrics[name].clone(), token: TOKEN.to_owned() }
+    }
+
+    /// Where the first control plane is linked to.
+    pub(crate) const fn link_port(&self) -> u16 {
+        self.link_port
+    }
+
+    fn write_control(&mut self, name: &str, (admin_port, link_port): (u16, u16), more: &str) {
+        let (token_file, postgres_url) = (self.path("admin_token"), self.url.clone());
         let settings = format!(
             "region = \"here\"\nhttp.listen = \"127.0.0.1:{admin_port}\"\nlink.listen = \"127.0.0.1:{link_port}\"\n\
              postgres.url = \"{postgres_url}\"\nadmin.token_file = \"{}\"\nsigning.key = \"{}\"\n{more}",
             token_file.display(),
             self.path("certs").join("signing.key").display()
         );
-        self.write("control", "control", &settings, admin_port);
+        self.write(name, "control", &settings, admin_port);
     }
 
     /// Adds an edge, whose name begins with `edge`, with these further settings; returns its base URL.
@@ -121,11 +165,11 @@ impl Fleet {
 
     /// The same in another region.
     pub(crate) async fn add_edge_in(&mut self, region: &str, name: &str, more: &str) -> String {
-        let link_port = self.link_port;
+        let control = self.control_address.clone();
         let (port, admin_port) = (free_port(), free_port());
         let settings = format!(
             "region = \"{region}\"\ndata_dir = \"{}\"\nhttp.listen = \"127.0.0.1:{port}\"\n\
-             admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = \"127.0.0.1:{link_port}\"\n\
+             admin.listen = \"127.0.0.1:{admin_port}\"\ncontrol.address = {control}\n\
              signing.trusted = \"{}\"\n{more}\n",
             self.path(&format!("{name}-data")).display(),
             self.path("certs").join("signing.pub").display()
@@ -142,11 +186,11 @@ impl Fleet {
 
     /// The same in a region, for a version as `model@version`.
     pub(crate) async fn add_node_in(&mut self, region: &str, name: &str, serves: &str, engine: &str) {
-        let (port, metrics_port, link_port) = (free_port(), free_port(), self.link_port);
+        let (port, metrics_port, control) = (free_port(), free_port(), self.control_address.clone());
         let settings = format!(
             "region = \"{region}\"\ndata_dir = \"{}\"\nserves = [\"{serves}\"]\nhttp.listen = \"127.0.0.1:{port}\"\n\
              http.advertise = \"https://127.0.0.1:{port}\"\nmetrics.listen = \"127.0.0.1:{metrics_port}\"\n\
-             control.address = \"127.0.0.1:{link_port}\"\nqueue.slots = 32\n{engine}",
+             control.address = {control}\nqueue.slots = 32\n{engine}",
             self.path(&format!("{name}-data")).display()
         );
         self.write(name, "node", &settings, metrics_port);
@@ -166,11 +210,6 @@ impl Fleet {
         );
         std::fs::write(self.path(&format!("{name}.toml")), format!("{settings}{tls}")).unwrap();
         self.metrics.insert(name.to_owned(), format!("http://127.0.0.1:{metrics_port}"));
-    }
-
-    /// Where edges and nodes find the control plane (UDP).
-    pub(crate) const fn link_port(&self) -> u16 {
-        self.link_port
     }
 
     /// A file of its own: settings, logs, and the planes' data as `NAME-data`.
@@ -226,7 +265,7 @@ impl Fleet {
 
     fn spawn(&mut self, name: &str, environment: &[(&str, &str)]) {
         let plane = match name {
-            "control" => "controlplane",
+            control if control.starts_with("control") => "controlplane",
             edge if edge.starts_with("edge") => "dataplane",
             _ => "gpu-node",
         };
@@ -241,8 +280,8 @@ impl Fleet {
     pub(crate) async fn cut_off(&mut self, edge: &str) {
         self.kill(edge);
         let file = self.path(&format!("{edge}.toml"));
-        let nowhere = format!("control.address = \"127.0.0.1:{}\"", free_udp_port());
-        let address = format!("control.address = \"127.0.0.1:{}\"", self.link_port);
+        let nowhere = format!("control.address = \"127.0.0.1:{}\"", free_link_port());
+        let address = format!("control.address = {}", self.control_address);
         let settings = std::fs::read_to_string(&file).unwrap().replace(&address, &nowhere);
         std::fs::write(&file, settings).unwrap();
         self.start_plane(edge).await;

@@ -11,14 +11,15 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::unsettled::Unsettled;
 use pingora::utils::tls::CertKey;
-use quinn::{Connection, RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use turnpike_config::link::{LinkServer, Role, domain, read_frame, write_frame};
+use turnpike_config::link::{
+    self, Identity, Link, LinkServer, Receiver, Role, Sender, domain, read_frame, write_frame,
+};
 use turnpike_config::log::{Entry, Hash, Position};
 use turnpike_config::push::chunks::{Chunk, cut};
 use turnpike_config::push::{ChunkReply, ChunkRequest, Delta, EdgeHello, Item, Manifest, PushFrame, PushReply, Urgent};
@@ -52,7 +53,7 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    pub(super) async fn serve(self: Arc<Self>, mut send: SendStream, mut receive: RecvStream) {
+    pub(super) async fn serve(self: Arc<Self>, mut send: Sender, mut receive: Receiver) {
         while let Ok(Some(ChunkRequest { hash })) = read_frame(&mut receive).await {
             self.asked.lock().unwrap().push(hash);
             let Ok(permit) = self.permits.acquire().await else { return };
@@ -67,9 +68,9 @@ impl Shelf {
 
 /// One push stream, from its other end.
 pub(super) struct Line {
-    pub(super) connection: Connection,
-    pub(super) send: SendStream,
-    pub(super) receive: RecvStream,
+    pub(super) connection: Link,
+    pub(super) send: Sender,
+    pub(super) receive: Receiver,
     pub(super) hello: EdgeHello,
 }
 
@@ -121,7 +122,7 @@ impl Control {
             let (shelf, line) = (Arc::clone(&shelf), line.clone());
             tokio::spawn(async move {
                 let mut usage = Vec::new();
-                while let Ok((send, mut receive)) = connection.accept_bi().await {
+                while let Ok((send, mut receive)) = connection.accept().await {
                     match read_frame::<Open>(&mut receive).await {
                         Ok(Some(Open::Push(hello))) => {
                             let _ = line.send(Line { connection: connection.clone(), send, receive, hello });

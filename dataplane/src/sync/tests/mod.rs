@@ -187,14 +187,14 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_was() {
     line.tell(&PushFrame::Manifest(manifest)).await;
     let chunks = ChunkFiles::open(running.edge.settings.data_dir.join("chunks")).unwrap();
     running.until(|_| chunks.count() == all / 2).await;
-    line.connection.close(quinn::VarInt::from_u32(0), b"gone");
+    line.connection.close(0, "gone");
     let line = world.control.line().await;
     assert_eq!(line.hello.holds, Position::default());
     // It is restarted as well, and one of the chunks is damaged meanwhile.
     running.stop().await;
     let kept = std::fs::read_dir(world.directory.path().join("data/chunks")).unwrap().next().unwrap().unwrap();
     std::fs::write(kept.path(), b"damaged").unwrap();
-    line.connection.close(quinn::VarInt::from_u32(0), b"gone");
+    line.connection.close(0, "gone");
     let running = world.edge();
     let mut line = world.control.line().await;
     world.control.shelf.asked.lock().unwrap().clear();
