@@ -261,7 +261,9 @@ CREATE TABLE public.edges (
     linked_at timestamp with time zone DEFAULT now() NOT NULL,
     began_to timestamp with time zone,
     settled_to timestamp with time zone,
-    nacked_version bigint
+    nacked_version bigint,
+    transport text,
+    linked_to uuid
 );
 
 CREATE TABLE public.files (
@@ -531,6 +533,7 @@ CREATE TABLE public.nodes (
     last_seen_at timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    linked_to uuid,
     CONSTRAINT nodes_gpus_check CHECK ((jsonb_typeof(gpus) = 'array'::text)),
     CONSTRAINT nodes_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT nodes_serves_check CHECK ((jsonb_typeof(serves) = 'array'::text)),

@@ -1,7 +1,5 @@
 //! The measurement of pushes, small: every figure is there, and those that do not depend on the machine are in bounds.
 
-#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
-
 use serde_json::Value;
 use std::process::Command;
 

@@ -51,7 +51,7 @@ fn transport(keep_alive: Option<Duration>) -> TransportConfig {
 pub struct Incoming(Arrival);
 
 enum Arrival {
-    Quic(quinn::Incoming),
+    Quic(Box<quinn::Incoming>),
     Tcp(TcpStream, SocketAddr, TlsAcceptor),
 }
 
@@ -104,7 +104,7 @@ impl LinkServer {
     pub async fn accept(&self) -> Option<Incoming> {
         loop {
             tokio::select! {
-                incoming = self.endpoint.accept() => return incoming.map(|incoming| Incoming(Arrival::Quic(incoming))),
+                incoming = self.endpoint.accept() => return incoming.map(|incoming| Incoming(Arrival::Quic(Box::new(incoming)))),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, from)) => return Some(Incoming(Arrival::Tcp(stream, from, self.acceptor.clone()))),
                     // Out of files, most likely: they come back as others end.
@@ -118,7 +118,7 @@ impl LinkServer {
     pub async fn authenticate(Incoming(arrival): Incoming) -> Result<(Peer, Link), LinkError> {
         match arrival {
             Arrival::Quic(incoming) => {
-                let connection = incoming.await.map_err(|e| LinkError::Lost(e.to_string()))?;
+                let connection = (*incoming).await.map_err(|e| LinkError::Lost(e.to_string()))?;
                 Ok((peer_of(&connection)?, Link::quic(connection)))
             }
             Arrival::Tcp(stream, from, acceptor) => {

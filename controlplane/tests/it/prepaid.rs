@@ -279,6 +279,10 @@ async fn a_part_of_the_money_moves_to_another_region_once_nobody_there_can_spend
     for edge in [&mut eu, &mut us] {
         edge.next().await;
     }
+    eventually("the edges are known", || async {
+        (plane.get("/edges").await["data"].as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
     top_up(&plane, &tenant, "10", "first").await;
     let organization = OrgId(tenant.organization.parse().unwrap());
     let told = |routing: &Routing| routing.orgs.get(&organization).and_then(|org| org.prepaid.clone());
