@@ -258,9 +258,19 @@ impl Fleet {
         let ready = format!("{}/readyz", self.metrics[name]);
         eventually(&format!("{name} is ready"), async || match get(&ready, "").await? {
             reply if reply.status == 200 => Ok(()),
-            reply => Err(format!("{} {}", reply.status, reply.text)),
+            reply => Err(format!("{} {}\n{}", reply.status, reply.text, self.last_words(name))),
         })
         .await;
+    }
+
+    /// The ends of a plane's log and of the control plane's, to see why something does not come about.
+    fn last_words(&self, name: &str) -> String {
+        let end = |plane: &str| {
+            let log = std::fs::read_to_string(self.path(&format!("{plane}.log"))).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            lines[lines.len().saturating_sub(30)..].join("\n")
+        };
+        format!("--- {name}\n{}\n--- control\n{}", end(name), end("control"))
     }
 
     fn spawn(&mut self, name: &str, environment: &[(&str, &str)]) {
