@@ -104,8 +104,10 @@ impl Nodes {
             self.lost += 1;
             return;
         }
-        if entry.state == "seen" && event.prompt_tokens == 0 && event.completion_tokens == 0 {
-            // It broke off before the edge had anything, and nobody pays for an error.
+        let is_free = event.prompt_tokens == 0 && event.completion_tokens == 0;
+        if is_free && (entry.state == "seen" || event.failed) {
+            // It broke off before the edge had anything, and nobody pays for an error: also where the node had counted its
+            // answer and died before it was sent.
             return;
         }
         let one = |prompt_tokens, completion_tokens| Sums {
@@ -136,6 +138,7 @@ mod tests {
             prompt_tokens: tokens,
             completion_tokens: 1,
             exact: true,
+            failed: false,
         }
     }
 
@@ -176,6 +179,12 @@ mod tests {
         assert_eq!((counts(&nodes), nodes.difference.prompt_tokens), ([1, 0, 0], -1));
         let Finding { event_id, ledger, at_node, .. } = &nodes.unlike.first[0];
         assert_eq!((*event_id, *ledger, *at_node), (Uuid::from_u128(1), Some([5, 1]), Some([4, 1])));
+
+        // An answer without tokens that did not fail is one that nobody counted.
+        let nothing = Event { completion_tokens: 0, ..event(1, Some("a"), 0) };
+        assert_eq!(counts(&compared(std::slice::from_ref(&nothing), &[entry(1, "a", 4)])), [1, 0, 0]);
+        let failed = Event { failed: true, ..nothing };
+        assert_eq!(counts(&compared(&[failed], &[entry(1, "a", 4)])), [0; 3], "counted, and never sent");
 
         let nodes = compared(&[], &[entry(7, "a", 4)]);
         assert_eq!(counts(&nodes), [0, 1, 0]);

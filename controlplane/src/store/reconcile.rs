@@ -155,6 +155,8 @@ pub(crate) struct Event {
     pub(crate) completion_tokens: i64,
     /// The engine counted: the answer is not from the cache, and nobody estimated.
     pub(crate) exact: bool,
+    /// The client got an error: without tokens that passed, nobody pays for it, whatever the node counted.
+    pub(crate) failed: bool,
 }
 
 /// All events from a span of time in the request log, where that is the ledger.
@@ -164,7 +166,8 @@ pub(crate) async fn events(
 ) -> Result<Vec<Event>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, node, prompt_tokens, completion_tokens,
-             NOT estimated AND coalesce(cache_status NOT IN ('hit', 'coalesced'), true) AS exact
+             NOT estimated AND coalesce(cache_status NOT IN ('hit', 'coalesced'), true) AS exact,
+             status IN ('error', 'timeout') AS failed
          FROM inference_requests WHERE created_at >= $1 AND created_at < $2 AND NOT shadow",
     )
     .bind(span.start)

@@ -27,6 +27,7 @@ struct WorkRow {
     prompt_tokens: u32,
     completion_tokens: u32,
     exact: u8,
+    failed: u8,
 }
 
 impl Reader {
@@ -60,6 +61,7 @@ impl Reader {
             prompt_tokens: row.prompt_tokens.into(),
             completion_tokens: row.completion_tokens.into(),
             exact: row.exact != 0,
+            failed: row.failed != 0,
         };
         Ok(rows.into_iter().map(event).collect())
     }
@@ -83,6 +85,7 @@ GROUP BY name";
 
 const EVENTS: &str = "
 SELECT event_id, toString(node) AS node, prompt_tokens, completion_tokens,
-    toUInt8(NOT estimated AND cache_status NOT IN ('hit', 'coalesced')) AS exact
+    toUInt8(NOT estimated AND cache_status NOT IN ('hit', 'coalesced')) AS exact,
+    toUInt8(status IN ('error', 'timeout')) AS failed
 FROM request_analytics FINAL
 WHERE timestamp >= toDateTime(?, 'UTC') AND timestamp < toDateTime(?, 'UTC') AND NOT shadow";
