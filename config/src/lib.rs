@@ -4,6 +4,7 @@
 //! between processes. Planes depend on this crate and never on each other.
 
 pub mod caching;
+pub mod change;
 pub mod crash;
 pub mod digest;
 pub mod event;
@@ -16,6 +17,7 @@ pub mod log;
 pub mod money;
 pub mod node_url;
 pub mod push;
+pub mod records;
 pub mod route;
 pub mod routing;
 pub mod settings;
@@ -25,6 +27,7 @@ pub mod validate;
 pub mod wire;
 
 pub use caching::{CacheKey, CachePolicy, CacheStatus};
+pub use change::Change;
 pub use crash::crash_point;
 pub use digest::KeyDigest;
 pub use event::{Endpoint, RequestStatus, UsageEvent};
@@ -32,7 +35,8 @@ pub use ids::{EventId, KeyId, OrgId};
 pub use limits::{Budget, LimitSettings, ModelLimits, Prepaid, RateLimits, RegionShare};
 pub use money::{Price, PriceVersion, Tokens, Usd};
 pub use node_url::NodeUrl;
+pub use records::{KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions};
 pub use route::{RouteId, RoutePolicy, RouteRecord};
-pub use routing::{Change, KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions, Routing};
+pub use routing::Routing;
 pub use tap::Tap;
 pub use validate::World;

@@ -4,8 +4,8 @@
 //! random, and each link is the hash of the one before, of the position and of the entry. A log that was set back, or
 //! that belongs to somebody else, is told by its chain.
 
+use crate::change::Change;
 use crate::digest::{bytes_from_hex, write_hex};
-use crate::routing::Change;
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -1,9 +1,11 @@
 //! What makes a record unfit to serve by. Pure, and the same for the control plane and the edges: the one refuses to
 //! publish what the others would refuse to take.
 
+use crate::change::Change;
 use crate::limits::{ModelLimits, RateLimits};
+use crate::records::{KeyRecord, ModelRecord, NodeRecord, OrgRecord};
 use crate::route::{RouteId, RouteRecord};
-use crate::routing::{Change, KeyRecord, ModelRecord, NodeRecord, OrgRecord, Routing};
+use crate::routing::Routing;
 use crate::{NodeUrl, OrgId};
 
 /// What changes are checked against: the state as it is after all of them.

@@ -5,7 +5,7 @@
 //! Every stream is opened by the edge or node, and its first frame is an [`Open`].
 
 use crate::push::EdgeHello;
-use crate::routing::{NodeState, Served};
+use crate::records::{NodeState, Served};
 use crate::{EventId, Tokens, UsageEvent, Usd};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use turnpike_config::routing::Served;
+use turnpike_config::records::Served;
 use turnpike_config::wire::{NodeHello, NodeReport};
 
 /// How long after its end a minute is written: by then edges have shipped what began in it, long answers apart.

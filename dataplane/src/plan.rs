@@ -91,8 +91,8 @@ pub(crate) fn cache_policy(route: Option<&Route>, of_model: CachePolicy) -> Cach
 mod tests {
     use super::*;
     use crate::live::{Snapshot, fixtures};
+    use turnpike_config::records::{Served, VersionRecord};
     use turnpike_config::route::{Destination as To, Maintenance, Regions, Target};
-    use turnpike_config::routing::{Served, VersionRecord};
     use turnpike_config::{Change, KeyDigest, NodeRecord, NodeState, RouteId, RoutePolicy, RouteRecord};
 
     /// Model `m` with versions `v1` on `a`, `v2` on `b`; model `small` with `v1` on `c` in another region.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use turnpike_config::link::{Peer, Role};
-use turnpike_config::routing::Served;
+use turnpike_config::records::Served;
 use turnpike_config::wire::LedgerState;
 use turnpike_config::{Endpoint, EventId, Tokens, headers};
 use uuid::Uuid;

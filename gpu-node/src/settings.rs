@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use turnpike_config::NodeUrl;
 use turnpike_config::link::TlsFiles;
-use turnpike_config::routing::Served;
+use turnpike_config::records::Served;
 use turnpike_config::settings::{BadSettings, Fields};
 
 /// Which engine the agent fronts.

@@ -1,8 +1,9 @@
 //! A state in pieces that are named by their content: what did not change between two states has the same name in both,
 //! and what an edge has already it need not be sent.
 
+use crate::change::Change;
 use crate::log::Hash;
-use crate::routing::{Change, Routing};
+use crate::routing::Routing;
 use minicbor::bytes::ByteVec;
 
 /// Most bytes of one chunk, unpacked.
@@ -91,7 +92,7 @@ pub fn cut(routing: &Routing) -> Result<Vec<Chunk>, BadChunk> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::OrgRecord;
+    use crate::records::OrgRecord;
     use crate::{ModelLimits, OrgId, RateLimits};
     use std::collections::BTreeSet;
     use uuid::Uuid;

@@ -1,8 +1,8 @@
 //! The edge's end: checks what it is told before anything changes, and says what to do with it.
 
 use super::{Delta, EdgeHello, Item, MAX_CHUNKS, MAX_DELTA, Manifest, PushFrame, PushReply, Urgent};
+use crate::change::Change;
 use crate::log::{Entry, Hash, Position};
-use crate::routing::Change;
 use crate::signing::{Statement, Trust};
 use std::collections::BTreeMap;
 

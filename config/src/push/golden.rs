@@ -3,8 +3,8 @@
 use super::{ChunkReply, ChunkRequest, Delta, EdgeHello, Item, Manifest, PushFrame, PushReply, Urgent};
 use crate::limits::{Budget, Prepaid, RegionShare};
 use crate::log::{Audience, Entry, Hash, Position};
+use crate::records::{Served, VersionRecord};
 use crate::route::{Destination, Maintenance, Regions, Retries, Shadow, Sticky, Target, Timeouts};
-use crate::routing::{Served, VersionRecord};
 use crate::signing::Signature;
 use crate::{
     CacheKey, CachePolicy, Change, KeyDigest, KeyId, KeyRecord, ModelLimits, ModelRecord, NodeRecord, NodeState, OrgId,

@@ -5,8 +5,10 @@
 //! goes on otherwise, with and without a signature that allows edges to follow.
 
 use super::*;
+use crate::change::Change;
 use crate::log::{Audience, Entry};
-use crate::routing::{Change, OrgRecord, Routing};
+use crate::records::OrgRecord;
+use crate::routing::Routing;
 use crate::{KeyDigest, KeyId, KeyRecord, ModelLimits, OrgId, Permissions, RateLimits};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;

@@ -5,6 +5,7 @@ use crate::store::config_log::{self, Head, NewEntry};
 use crate::store::rollouts;
 use crate::store::{PgConnection, StoreError, Tx};
 use std::collections::HashSet;
+use turnpike_config::change::net;
 use turnpike_config::log::{Audience, Entry};
 use turnpike_config::push::MAX_DELTA;
 use turnpike_config::{Change, Routing, World as _};
@@ -99,10 +100,8 @@ impl<'f> Edit<'f> {
             routing.apply(entry.change.clone());
             entries.push(NewEntry { entry, before });
         }
-        // What was changed again, such as a key that is made and dropped together, is not looked at.
-        let mut seen = HashSet::new();
-        let last = entries.iter().rev().map(|new| &new.entry.change).filter(|change| seen.insert(change.subject()));
-        let faults: Vec<String> = last.filter_map(|change| routing.fault(change)).collect();
+        let net = net(entries.iter().map(|new| &new.entry.change));
+        let faults: Vec<String> = net.into_iter().filter_map(|change| routing.fault(change)).collect();
         if faults.is_empty() { Ok(entries) } else { Err(FeedError::Faults(faults)) }
     }
 

@@ -4,7 +4,7 @@ use super::{PgConnection, StoreError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use turnpike_config::routing::VersionRecord;
+use turnpike_config::records::VersionRecord;
 use utoipa::ToSchema;
 use uuid::Uuid;
 

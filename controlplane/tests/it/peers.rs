@@ -6,7 +6,7 @@ use turnpike_config::link::{self, Receiver, Role, Sender, connect, read_frame, w
 use turnpike_config::log::{Hash, Position};
 use turnpike_config::push::chunks::Chunk;
 use turnpike_config::push::{ChunkReply, ChunkRequest, Follower, PushFrame, PushReply, Refusal, Step};
-use turnpike_config::routing::Served;
+use turnpike_config::records::Served;
 use turnpike_config::wire::{DayCount, NodeHello, NodeReply, NodeReport, Open, UsageAck, UsageBatch, Watermark};
 use turnpike_config::{Change, NodeState, Routing, UsageEvent};
 

@@ -10,7 +10,8 @@ use moka::sync::Cache;
 use redis::RedisError;
 use std::sync::Arc;
 use std::time::Duration;
-use turnpike_config::{KeyDigest, ModelRecord, NodeRecord, routing::VersionRecord};
+use turnpike_config::records::VersionRecord;
+use turnpike_config::{KeyDigest, ModelRecord, NodeRecord};
 
 /// What is looked up is believed for so long, and so is that there is nothing: a flood of wrong keys costs Redis little.
 const BELIEVED: Duration = Duration::from_secs(10);

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::live::fixtures;
     use crate::settings::RedisSettings;
-    use turnpike_config::routing::VersionRecord;
+    use turnpike_config::records::VersionRecord;
     use turnpike_parts::redis::Redis;
 
     /// The model of the tests' routing, with one server and these versions.

@@ -29,7 +29,7 @@ pub(crate) mod fixtures {
     use std::net::SocketAddr;
     use std::sync::Arc;
     use turnpike_config::log::{Hash, Position};
-    use turnpike_config::routing::{Served, VersionRecord};
+    use turnpike_config::records::{Served, VersionRecord};
     use turnpike_config::{
         CachePolicy, Change, KeyDigest, KeyId, KeyRecord, ModelLimits, ModelRecord, NodeRecord, NodeState, NodeUrl,
         OrgId, OrgRecord, Permissions, Price, RateLimits, Routing,

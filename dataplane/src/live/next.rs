@@ -8,12 +8,13 @@ use super::route::Route;
 use super::snapshot::Snapshot;
 use crate::image::{MAX_KEYS, MAX_RECORDS, within};
 use crate::keys::{KeyTable, Packed};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use turnpike_config::change::net;
 use turnpike_config::log::Position;
-use turnpike_config::routing::MAX_PURGED;
-use turnpike_config::{CacheKey, Change, KeyDigest, KeyRecord, NodeRecord, OrgId, RouteId, RouteRecord, Tokens, World};
+use turnpike_config::routing::purge;
+use turnpike_config::{Change, KeyDigest, KeyRecord, NodeRecord, RouteId, RouteRecord, Tokens, World};
 
 /// Keys and models that are looked up to see whether a new snapshot works.
 const TRIED: usize = 16;
@@ -122,44 +123,6 @@ fn guarded(make: impl FnOnce() -> Result<Next, String>) -> Result<Next, String> 
     })
 }
 
-/// What a change is about.
-#[derive(PartialEq, Eq, Hash)]
-enum Subject<'c> {
-    Org(&'c OrgId),
-    Key(&'c KeyDigest),
-    Model(&'c str),
-    Node(&'c str),
-    Answer(&'c CacheKey),
-    Route(&'c RouteId),
-}
-
-impl<'c> From<&'c Change> for Subject<'c> {
-    fn from(change: &'c Change) -> Self {
-        match change {
-            Change::PutOrg(org) => Self::Org(&org.id),
-            Change::DropOrg(id) => Self::Org(id),
-            Change::PutKey(key) => Self::Key(&key.digest),
-            Change::DropKey(digest) => Self::Key(digest),
-            Change::PutModel(model) => Self::Model(&model.id),
-            Change::DropModel(id) => Self::Model(id),
-            Change::PutNode(node) => Self::Node(&node.name),
-            Change::DropNode(name) => Self::Node(name),
-            Change::PurgeAnswer { key, .. } => Self::Answer(key),
-            Change::PutRoute(route) => Self::Route(&route.id),
-            Change::DropRoute(id) => Self::Route(id),
-        }
-    }
-}
-
-/// The last change of each subject: what was changed again on the way, such as a key that was made and dropped together
-/// with its organization, is not looked at.
-fn net(changes: &[Change]) -> Vec<&Change> {
-    let mut seen = HashSet::with_capacity(changes.len());
-    let mut net: Vec<&Change> = changes.iter().rev().filter(|change| seen.insert(Subject::from(*change))).collect();
-    net.reverse();
-    net
-}
-
 /// A snapshot that is being made.
 struct Draft<'b> {
     before: &'b Snapshot,
@@ -210,7 +173,7 @@ impl<'b> Draft<'b> {
             Change::DropModel(id) => drop(next.models.remove_mut(id)),
             Change::PutNode(record) => self.put_node(record, resolve),
             Change::DropNode(name) => self.drop_node(name),
-            Change::PurgeAnswer { key, at_ms } => self.purge(*key, *at_ms),
+            Change::PurgeAnswer { key, at_ms } => purge(&mut next.purged, *key, *at_ms),
             Change::PutRoute(record) => {
                 self.drop_route(&record.id);
                 self.unled.insert(record.id.clone(), record.clone());
@@ -276,16 +239,6 @@ impl<'b> Draft<'b> {
             let named = next.names.get(&id.name).cloned().unwrap_or_default();
             next.names.insert_mut(id.name.clone(), named.insert(id.organization, Arc::clone(&route)));
             next.routes.insert_mut(id, route);
-        }
-    }
-
-    fn purge(&mut self, key: CacheKey, at_ms: u64) {
-        let purged = &mut self.next.purged;
-        purged.insert_mut(key, at_ms);
-        if purged.size() > MAX_PURGED
-            && let Some(oldest) = purged.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)
-        {
-            purged.remove_mut(&oldest);
         }
     }
 
