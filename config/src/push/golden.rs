@@ -110,7 +110,8 @@ fn is_as_ever<T: Encode<()> + for<'b> Decode<'b, ()> + PartialEq + Debug>(name: 
         std::fs::write(&file, &hex).unwrap();
     }
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
-    assert_eq!(kept, hex, "{name}: peers of other builds read {}", file.display());
+    let bless = "if that is meant: TURNPIKE_BLESS=1 cargo test -p turnpike-config push::golden";
+    assert_eq!(kept, hex, "{name}: peers of other builds read {}; {bless}", file.display());
     assert_eq!(minicbor::decode::<T>(&bytes).unwrap(), *message, "{name}");
 }
 
