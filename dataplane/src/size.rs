@@ -30,14 +30,15 @@ impl Size {
     pub(crate) fn of(metered: &Metered, model: &Model) -> Option<Self> {
         let ask = metered.ask.as_ref()?;
         let prompt = model.live.prompt_tokens(metered.request_bytes).min(model.record.context_length.into());
-        let wished = prompt + longest_answer(metered.endpoint, ask, model);
+        // Clients ask for as many tokens as they like.
+        let wished = prompt.saturating_add(longest_answer(metered.endpoint, ask, model));
         let allowed = metered.within(model).most_tokens();
         let most = allowed.map_or(wished, |allowed| wished.min(allowed));
         let counted = allowed.is_some() || metered.key.org.limits.counts_money();
         let longest = counted.then(|| coarse(most.saturating_sub(prompt).max(1), wished > most));
         // An answer has a token at least.
         let shortest = if metered.endpoint.generates() { ask.choices } else { 0 };
-        Some(Self { prompt, least: prompt + ask.max_tokens.unwrap_or(shortest), most, longest })
+        Some(Self { prompt, least: prompt.saturating_add(ask.max_tokens.unwrap_or(shortest)), most, longest })
     }
 
     /// Less, if an answer of open length would need more tokens than are left now, and a fair part of them is: a shorter

@@ -255,7 +255,7 @@ pub(super) async fn revoke_in(edit: &mut Edit<'_>, operator: Operator, before: A
     let key = ApiKey { is_active: false, revoked_at: Some(Utc::now()), ..before };
     keys::update(edit.connection(), &key).await?;
     audit(edit, operator, "api_key.revoke", ("api_key", &key.id.to_string()), json!({})).await?;
-    edit.push(Change::DropKey(key.record()?.digest));
+    edit.push(Change::DropKey(key.digest()?));
     Ok(())
 }
 

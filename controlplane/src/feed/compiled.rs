@@ -59,11 +59,9 @@ impl Compiled {
 
 /// Whether no later change has replaced what this one did.
 fn is_current(routing: &Routing, change: &Change) -> bool {
-    let record = routing.record(&change.subject());
-    match change {
-        Change::DropOrg(_) | Change::DropKey(_) | Change::DropModel(_) | Change::DropNode(_) => record.is_none(),
-        put => record.as_ref() == Some(put),
-    }
+    let subject = change.subject();
+    let record = routing.record(&subject);
+    if subject.dropped().as_ref() == Some(change) { record.is_none() } else { record.as_ref() == Some(change) }
 }
 
 /// What only some edges are told: the changes of rollouts that are under way.
@@ -104,7 +102,9 @@ mod tests {
     use super::*;
     use chrono::DateTime;
     use turnpike_config::log::{Entry, Hash};
-    use turnpike_config::{ModelLimits, NodeRecord, NodeState, OrgId, OrgRecord, RateLimits};
+    use turnpike_config::{
+        ModelLimits, NodeRecord, NodeState, OrgId, OrgRecord, RateLimits, RouteId, RoutePolicy, RouteRecord,
+    };
     use uuid::Uuid;
 
     fn org(slug: &str) -> Change {
@@ -128,6 +128,11 @@ mod tests {
             serves: Vec::new(),
             slots: 1,
         })
+    }
+
+    fn route() -> Change {
+        let id = RouteId { name: "r".to_owned(), organization: None };
+        Change::PutRoute(RouteRecord { id, policy: RoutePolicy::default() })
     }
 
     fn log(from: Position, entries: Vec<(Change, Option<Audience>)>) -> Vec<Logged> {
@@ -179,6 +184,13 @@ mod tests {
         assert_eq!(compiled.routing.record(&org("b").subject()), Some(org("a")));
         take(&mut compiled, org("a"), Some(canary.clone()));
         assert_eq!(compiled.staged, Staged::default(), "taken back");
+        for new in [org("new"), node("http://h:1"), route()] {
+            let subject = new.subject();
+            let mut fresh = Compiled::default();
+            take(&mut fresh, new, Some(canary.clone()));
+            take(&mut fresh, subject.dropped().unwrap(), Some(canary.clone()));
+            assert_eq!(fresh.staged, Staged::default(), "{subject} was new, and is taken back");
+        }
         take(&mut compiled, org("b"), Some(canary));
         take(&mut compiled, org("b"), None);
         assert_eq!(compiled.staged, Staged::default(), "told to all");

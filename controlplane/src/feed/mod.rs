@@ -128,7 +128,7 @@ impl Feed {
         if count > MAX_DELTA {
             return Ok(None);
         }
-        if let Some(frame) = self.recent().frame(start, end) {
+        if let Some(frame) = self.recent().frame(from, to.at()) {
             return Ok(Some(frame));
         }
         let remembered = self.recent().between(from, end);
@@ -141,7 +141,7 @@ impl Feed {
         }
         let frame = recent::encode(&recent::delta(start, &entries, to.signature, edge, region));
         if let Some(frame) = frame.clone().filter(|_| recent::is_for_all(&entries)) {
-            self.recent().keep(start, end, frame);
+            self.recent().keep(from, to.at(), frame);
         }
         Ok(frame)
     }
@@ -173,9 +173,10 @@ impl Feed {
     /// Follows the log until stopped.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut compiled = self.current().compiled.clone();
+        let mut rewinds_from = self.current().rewinds_from;
         let mut away = false;
         loop {
-            match self.follow(&mut compiled).await {
+            match self.follow(&mut compiled, &mut rewinds_from).await {
                 Ok(()) if away => {
                     away = false;
                     info!("the config log can be read again");
@@ -194,13 +195,14 @@ impl Feed {
                         Ok(Loaded { head, routing, staged }) => {
                             compiled = Compiled::new(routing, head.at, staged);
                             self.recent().clear();
+                            rewinds_from = head.rewinds_from;
                             self.publish(&compiled, head.rewinds_from, Vec::new());
                         }
                         Err(error) => error!(%error, "compiling from the tables failed"),
                     }
                 }
             }
-            self.snapshots.forget_old(Instant::now()).await;
+            self.snapshots.forget_old(Instant::now());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.came.notified() => {}
@@ -227,7 +229,8 @@ impl Feed {
         tokio::select! { () = stop.cancelled() => {}, () = listening => {} }
     }
 
-    async fn follow(&self, compiled: &mut Compiled) -> Result<(), StoreError> {
+    /// `rewinds_from`: as it was last seen, whether or not it could be published.
+    async fn follow(&self, compiled: &mut Compiled, rewinds_from: &mut u64) -> Result<(), StoreError> {
         loop {
             let (head, logged) = {
                 let mut connection = self.store.read().await?;
@@ -240,13 +243,14 @@ impl Feed {
                     // Set back under us, or trimmed where we have not read yet.
                     return Err(broken(compiled.at));
                 }
-                if head.rewinds_from == self.current().rewinds_from {
+                if head.rewinds_from == *rewinds_from {
                     return Ok(());
                 }
             }
             if !compiled.take(&logged) {
                 return Err(broken(compiled.at));
             }
+            *rewinds_from = head.rewinds_from;
             self.publish(compiled, head.rewinds_from, logged);
         }
     }

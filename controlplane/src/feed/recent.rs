@@ -26,7 +26,7 @@ pub(crate) struct Recent {
     entries: VecDeque<Logged>,
     urgent: VecDeque<(Logged, Frame)>,
     /// Deltas that are the same for every edge, with where they start and end.
-    frames: VecDeque<(u64, u64, Frame)>,
+    frames: VecDeque<(Position, Position, Frame)>,
 }
 
 impl Recent {
@@ -69,12 +69,12 @@ impl Recent {
     }
 
     /// A delta that was encoded before.
-    pub(crate) fn frame(&self, from: u64, to: u64) -> Option<Frame> {
+    pub(crate) fn frame(&self, from: Position, to: Position) -> Option<Frame> {
         self.frames.iter().rev().find(|(f, t, _)| (*f, *t) == (from, to)).map(|(_, _, frame)| frame.clone())
     }
 
     /// Keeps an encoded delta.
-    pub(crate) fn keep(&mut self, from: u64, to: u64, frame: Frame) {
+    pub(crate) fn keep(&mut self, from: Position, to: Position, frame: Frame) {
         if self.frames.len() == MAX_FRAMES {
             self.frames.pop_front();
         }

@@ -104,10 +104,12 @@ impl Snapshots {
     }
 
     /// Lets go of what nobody has asked for lately.
-    pub(crate) async fn forget_old(&self, now: Instant) {
+    pub(crate) fn forget_old(&self, now: Instant) {
         let is_old = |used: Instant| now.duration_since(used) > KEPT;
-        let mut newest = self.newest.lock().await;
-        if newest.as_ref().is_some_and(|kept| is_old(kept.used)) {
+        // One that is being made is not old, and whoever follows the log does not wait for it.
+        if let Ok(mut newest) = self.newest.try_lock()
+            && newest.as_ref().is_some_and(|kept| is_old(kept.used))
+        {
             *newest = None;
         }
         self.chunks().retain(|_, (_, used)| !is_old(*used));

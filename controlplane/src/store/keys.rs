@@ -45,6 +45,12 @@ pub(crate) struct ApiKey {
 }
 
 impl ApiKey {
+    /// What edges know it by, whatever else is wrong with it.
+    pub(crate) fn digest(&self) -> Result<KeyDigest, StoreError> {
+        let corrupt = || StoreError::corrupt(format!("api_keys row {}", self.id), "key_hash is no digest");
+        KeyDigest::from_hex(&self.key_hash).ok_or_else(corrupt)
+    }
+
     /// As the edges know it.
     pub(crate) fn record(&self) -> Result<KeyRecord, StoreError> {
         let corrupt = |reason: String| StoreError::corrupt(format!("api_keys row {}", self.id), reason);
@@ -53,7 +59,7 @@ impl ApiKey {
         Ok(KeyRecord {
             id: KeyId(self.id),
             organization: OrgId(self.organization_id),
-            digest: KeyDigest::from_hex(&self.key_hash).ok_or_else(|| corrupt("key_hash is no digest".to_owned()))?,
+            digest: self.digest()?,
             permissions: Permissions::from_names(&self.permissions)
                 .map_err(|name| corrupt(format!("unknown permission {name}")))?,
             limits: limits.own(),

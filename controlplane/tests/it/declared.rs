@@ -123,6 +123,7 @@ async fn mistakes_are_named_with_their_document_and_nothing_is_done() {
             "cannot be changed",
         ),
         (json!({"key": [{"digest": "sk-tp-x", "name": "n"}]}), "never the key itself"),
+        (json!({"key": [{"digest": KeyDigest::of("x").to_string().to_uppercase(), "name": "n"}]}), "lower case"),
         (json!({"node": [{"name": "n1", "enabled": false}]}), "made itself known"),
         (json!({"organization": [{"slug": "acme"}, {"slug": "acme"}]}), "declared twice"),
     ] {

@@ -85,6 +85,7 @@ impl Sync {
                 () = stop.cancelled() => Ok(()),
             };
             edge.metrics.linked.set(0);
+            edge.metrics.linked_by_tcp.set(0);
             link.close(0, "edge is done");
             if let Err(error) = ended {
                 tracing::warn!(%error, from = %link.remote_address(), "not linked to this control plane; serving goes on");

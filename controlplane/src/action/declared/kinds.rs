@@ -228,8 +228,11 @@ pub(super) async fn put_key(
     names: &Names,
 ) -> Result<Made, ActionError> {
     let hex = required(fields, "digest")?;
-    let digest = KeyDigest::from_hex(hex).ok_or_else(|| {
-        ActionError::field("digest", "expected the SHA-256 of the key as 64 hexadecimal digits, never the key itself")
+    // In one form only: documents are known by it.
+    let digest = KeyDigest::from_hex(hex).filter(|digest| digest.to_string() == hex);
+    let digest = digest.ok_or_else(|| {
+        let detail = "expected the SHA-256 of the key as 64 hexadecimal digits in lower case, never the key itself";
+        ActionError::field("digest", detail)
     })?;
     let Some(key) = store::keys::by_digest(edit.connection(), digest).await? else {
         let mut new = without(fields, &["organization", "user", "digest", "prefix", "is_active"]);
