@@ -2,6 +2,7 @@
 
 use crate::admin::Client;
 use crate::operator::{Operator, block_on, columns};
+use crate::private;
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -43,7 +44,7 @@ enum Command {
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Say what applying files would change. Exit status 1 if anything would.
+    /// Say what applying files would change. Exit status 1 if anything would, or if that cannot be said.
     Diff {
         #[command(flatten)]
         source: Source,
@@ -217,7 +218,8 @@ fn export(documents: &Table, directory: &Path, out: &mut impl std::io::Write) ->
     for (kind, list) in documents {
         let file = directory.join(format!("{kind}.toml"));
         let table = Table::from_iter([(kind.clone(), list.clone())]);
-        std::fs::write(&file, table.to_string()).with_context(|| file.display().to_string())?;
+        // Whole or not at all: a declaration that is cut off would say that the rest is to go.
+        private::write(&file, table.to_string())?;
         writeln!(out, "{}", file.display())?;
     }
     Ok(())

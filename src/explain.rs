@@ -66,7 +66,9 @@ async fn ask(args: &Args) -> anyhow::Result<Value> {
     let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build()?;
     let answer = client.post(&url).json(&question).send().await.with_context(|| format!("asking {url}"))?;
     if !answer.status().is_success() {
-        bail!("{url}: {}", answer.status());
+        let status = answer.status();
+        let detail: String = answer.text().await.unwrap_or_default().chars().take(300).collect();
+        bail!("{url}: {status} {detail}");
     }
     Ok(answer.json().await?)
 }

@@ -1,6 +1,6 @@
 //! `turnpike rollout`: changes that reach some edges before they reach all.
 
-use crate::admin::Client;
+use crate::admin::{self, Client};
 use crate::config::{Source, Step, steps_text};
 use crate::operator::{Operator, block_on};
 use anyhow::{Context as _, bail};
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Between two looks of `--watch`.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Looks in a row that may find nobody.
+const MISSED: u32 = 60;
 /// Characters of a progress bar.
 const BAR: usize = 30;
 
@@ -140,17 +142,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let mut out = std::io::stdout();
             out.write_all(steps_text(&started.steps).as_bytes())?;
             writeln!(out, "rollout {} is under way", started.id)?;
-            if *watch { show_until_over(&client) } else { Ok(()) }
+            if *watch { block_on(show_until_over(&client, &started.id)) } else { Ok(()) }
         }
-        Command::Status { watch: true, .. } => show_until_over(&client),
+        Command::Status { watch: true, .. } => block_on(async {
+            let newest: Rollout = newest(&client).await?;
+            show_until_over(&client, &newest.id).await
+        }),
         Command::Status { json, .. } => {
             let newest: Value = block_on(newest(&client))?;
-            if *json {
-                writeln!(std::io::stdout(), "{newest}")?;
-                return Ok(());
-            }
-            let rollout = serde_json::from_value(newest)?;
-            writeln!(std::io::stdout(), "{}", text(&rollout))?;
+            let rollout = Rollout::deserialize(&newest)?;
+            let shown = if *json { newest.to_string() } else { text(&rollout) };
+            writeln!(std::io::stdout(), "{shown}")?;
             over(&rollout)
         }
         Command::Pause => act(&client, "pause"),
@@ -178,12 +180,22 @@ fn act(client: &Client, what: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{}", text(&rollout))?)
 }
 
-/// Shows it until it is over: in place on a terminal, a line for each change otherwise.
-fn show_until_over(client: &Client) -> anyhow::Result<()> {
+/// Shows it until it is over: in place on a terminal, a line for each change otherwise. A control plane that is away for a
+/// moment, as when it is replaced, is waited for.
+async fn show_until_over(client: &Client, id: &str) -> anyhow::Result<()> {
     let in_place = std::io::stdout().is_terminal();
-    let mut shown = String::new();
+    let (mut shown, mut missed) = (String::new(), 0);
     loop {
-        let rollout: Rollout = block_on(newest(client))?;
+        let rollout: Rollout = match client.get(&format!("/rollouts/{id}")).await {
+            Ok(rollout) => rollout,
+            Err(admin::Error::Unreachable { .. }) if missed < MISSED => {
+                missed += 1;
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        missed = 0;
         let now = text(&rollout);
         if now != shown {
             let mut out = std::io::stdout();
@@ -201,7 +213,7 @@ fn show_until_over(client: &Client) -> anyhow::Result<()> {
             }
             return over(&rollout);
         }
-        std::thread::sleep(LOOK_EVERY);
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

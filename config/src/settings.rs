@@ -118,15 +118,17 @@ impl Setting for Duration {
 }
 
 impl<T: Setting> Setting for Vec<T> {
-    const EXPECTED: &'static str = "a list (in the environment: separated by commas)";
+    const EXPECTED: &'static str = "a list of one or more (in the environment: separated by commas)";
     fn from_text(text: &str) -> Option<Self> {
         text.split(',').map(|item| T::from_text(item.trim())).collect()
     }
     fn from_value(value: &Value) -> Option<Self> {
-        // One value stands for a list of one.
-        value
-            .as_array()
-            .map_or_else(|| T::from_value(value).map(|one| vec![one]), |all| all.iter().map(T::from_value).collect())
+        match value.as_array() {
+            // One value stands for a list of one.
+            None => T::from_value(value).map(|one| vec![one]),
+            Some(all) if all.is_empty() => None,
+            Some(all) => all.iter().map(T::from_value).collect(),
+        }
     }
 }
 
@@ -284,6 +286,19 @@ mod tests {
         let environment = |name: &str| (name == "TURNPIKE_HTTP__LISTEN").then(|| "127.0.0.1:2".to_owned());
         let sample = read("patience = \"250ms\"\n[http]\nlisten = \"127.0.0.1:1\"", &environment);
         assert!(sample.is_ok_and(|s| s.listen.port() == 2 && s.patience == Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn a_list_has_something_in_it() {
+        let read = |text: &str| {
+            let mut fields = Fields::parse("t", text, &|_| None).unwrap();
+            let addresses: Option<Vec<String>> = fields.required("control.address");
+            fields.finish(addresses)
+        };
+        assert_eq!(read("control.address = \"a:1\"").unwrap(), ["a:1"]);
+        assert_eq!(read("control.address = [\"a:1\", \"b:1\"]").unwrap(), ["a:1", "b:1"]);
+        let mistake = read("control.address = []").unwrap_err().to_string();
+        assert!(mistake.contains("a list of one or more"), "{mistake}");
     }
 
     #[test]

@@ -93,9 +93,9 @@ impl Keeper {
     async fn run(mut self) {
         let (mut pause, longest) = BACKOFF;
         loop {
-            let began = Instant::now();
             match self.connect().await {
                 Ok(link) => {
+                    let began = Instant::now();
                     let transport = link.transport().name();
                     tracing::info!(control = self.address, transport, "linked to the control plane");
                     self.put(Some(link.clone()));
@@ -137,8 +137,9 @@ impl Keeper {
             dialer.dial(&self.address, remote, &self.identity).await
         };
         if let Ok(answered) = timeout(QUIC_PATIENCE, quic).await {
+            let link = answered?;
             self.blocked = None;
-            return answered;
+            return Ok(link);
         }
         let link = connect_tcp(&self.address, &self.identity).await?;
         if self.blocked.replace(Instant::now()).is_none() {

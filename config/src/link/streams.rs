@@ -165,18 +165,24 @@ pub enum Sender {
 impl Sender {
     /// Sends a frame.
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
-        match self {
-            Self::Quic(stream) => stream.write_all(bytes).await.map_err(lost),
-            Self::Tcp(stream) => write_tcp(stream, bytes).await,
-        }
+        within(async {
+            match self {
+                Self::Quic(stream) => stream.write_all(bytes).await.map_err(lost),
+                Self::Tcp(stream) => write_tcp(stream, bytes).await.map_err(lost),
+            }
+        })
+        .await
     }
 
     /// Sends bytes that many are sent, without a copy where that is possible.
     pub async fn write_shared(&mut self, bytes: Bytes) -> Result<(), LinkError> {
-        match self {
-            Self::Quic(stream) => stream.write_chunk(bytes).await.map_err(lost),
-            Self::Tcp(stream) => write_tcp(stream, &bytes).await,
-        }
+        within(async {
+            match self {
+                Self::Quic(stream) => stream.write_chunk(bytes).await.map_err(lost),
+                Self::Tcp(stream) => write_tcp(stream, &bytes).await.map_err(lost),
+            }
+        })
+        .await
     }
 
     /// Says that nothing more comes, and waits until what was sent has arrived or nobody will take it.
@@ -196,13 +202,15 @@ impl Sender {
     }
 }
 
-async fn write_tcp(stream: &mut WriteHalf<TlsStream<TcpStream>>, bytes: &[u8]) -> Result<(), LinkError> {
-    let writing = async {
-        stream.write_all(bytes).await?;
-        // TLS keeps back what did not fit.
-        stream.flush().await
-    };
-    timeout(WRITE_DEADLINE, writing).await.map_err(|_| lost("the peer does not take what it is sent"))?.map_err(lost)
+/// A peer that keeps its link alive and reads nothing must not hold up whoever writes to it.
+async fn within(writing: impl Future<Output = Result<(), LinkError>>) -> Result<(), LinkError> {
+    timeout(WRITE_DEADLINE, writing).await.map_err(|_| lost("the peer does not take what it is sent"))?
+}
+
+async fn write_tcp(stream: &mut WriteHalf<TlsStream<TcpStream>>, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).await?;
+    // TLS keeps back what did not fit.
+    stream.flush().await
 }
 
 /// The receiving half of a stream.

@@ -92,7 +92,7 @@ impl Session {
             (PushReply::Nack { version, .. }, Sent::Snapshot(at, _)) if *version == at.version => {
                 self.sent = Sent::Refused(at.version);
             }
-            // It could not read an urgent entry: it will meet it again in its turn.
+            // To something that was sent before, and came again.
             (PushReply::Nack { .. }, Sent::Snapshot(..)) => {}
             _ => return Err(BadReply),
         }

@@ -46,7 +46,8 @@ pub(super) async fn serve(
     if let Err(reason) = validate(&hello) {
         warn!(node = name, reason, "a node was refused");
         write_frame(&mut stream.send, &NodeReply::Refused(reason)).await?;
-        stream.send.finish().await;
+        // One that does not listen is left behind.
+        let _ = timeout(REPORT_DEADLINE, stream.send.finish()).await;
         return Ok(());
     }
     let session = context.nodes.enter(name, link.clone(), NodeLive::default());

@@ -83,11 +83,12 @@ async fn measure(args: &Args, turnpike: PathBuf) -> anyhow::Result<Figures> {
 
     let (changed, cpu) =
         latencies(args, &deployment, &crowd, &keys, |key, round| deployment.change(key, round)).await?;
+    // Before the keys are revoked, and beside the crowd, whose links are others.
+    let few = wire(&deployment, FEW_KEYS.max(args.changes) + 1).await?;
     let (revoked, _) = latencies(args, &deployment, &crowd, &keys, |key, _| deployment.revoke(key)).await?;
     ensure!(crowd.lost() == 0, "{} links were lost meanwhile", crowd.lost());
     drop(crowd);
 
-    let few = wire(&deployment, FEW_KEYS.max(args.changes) + 1).await?;
     deployment.insert_keys(args.keys).await?;
     let many = wire(&deployment, args.keys).await?;
     Ok(Figures {
