@@ -192,6 +192,7 @@ pub(crate) async fn close(
         // As they are stored: what is read back is what was looked at.
         let drawn = invoices::get(&mut tx, id).await?.map(|drawn| drawn.document());
         if drawn != draft.map(|draft| draft.document()) {
+            note(&mut tx, by, "invoice.draft", id, json!({"month": month.to_string()})).await?;
             commit(tx, until).await?;
             return Err(CloseError::Changed);
         }

@@ -9,6 +9,8 @@ tokio::task_local! {
 
 /// The header in which operators say why.
 pub(crate) const HEADER: &str = "turnpike-reason";
+/// What one that is not sound is answered with.
+pub(crate) const EXPECTED: &str = "expected 1 to 500 printable characters";
 /// Longest reason, characters.
 const LONGEST: usize = 500;
 

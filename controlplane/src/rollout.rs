@@ -6,29 +6,58 @@
 use crate::action::ActionError;
 use crate::action::rollout_steps as steps;
 use crate::context::Context;
-use crate::staging::{Seen, Told, Verdict, decide};
+use crate::staging::{Health, Seen, Told, Verdict, decide};
 use crate::store::edges;
 use crate::store::rollouts::{self, RUNNING, Rollout};
-use crate::store::{StoreError, leader};
-use chrono::Utc;
+use crate::store::{PgConnection, StoreError, leader};
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use turnpike_config::log::Audience;
+use uuid::Uuid;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_millis(250);
 
+/// Between two looks at how edges do, which reads the log of requests.
+const HEALTH_EVERY: Duration = Duration::from_secs(2);
+
+/// How edges did when they were last looked at, and of which stage.
+#[derive(Debug, Default)]
+struct LastLook(Option<(Uuid, i32, Instant, (Health, Health))>);
+
+impl LastLook {
+    async fn health(
+        &mut self,
+        connection: &mut PgConnection,
+        rollout: &Rollout,
+        audience: &Audience,
+        since: DateTime<Utc>,
+    ) -> Result<(Health, Health), StoreError> {
+        if let Some((id, stage, at, health)) = self.0
+            && (id, stage) == (rollout.id, rollout.stage)
+            && at.elapsed() < HEALTH_EVERY
+        {
+            return Ok(health);
+        }
+        let health = rollouts::health(connection, audience, since).await?;
+        self.0 = Some((rollout.id, rollout.stage, Instant::now(), health));
+        Ok(health)
+    }
+}
+
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let mut away = false;
+    let (mut away, mut last) = (false, LastLook::default());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep(EVERY) => {}
         }
-        match reconcile(&context).await {
+        match reconcile(&context, &mut last).await {
             Ok(()) => away = false,
             Err(error) => {
                 if !away {
@@ -40,22 +69,22 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     }
 }
 
-async fn reconcile(context: &Context) -> Result<(), ActionError> {
+async fn reconcile(context: &Context, last: &mut LastLook) -> Result<(), ActionError> {
     // Seldom there: one look without the right to do anything is cheap.
-    if rollouts::under_way(&mut *context.store.read().await?).await?.is_none() {
+    if rollouts::changes_under_way(&mut *context.store.read().await?).await?.is_none() {
         return Ok(());
     }
     let Some(leading) = leader::try_lead(&context.store, leader::ROLLOUT).await? else { return Ok(()) };
-    let result = step(context).await;
+    let result = step(context, last).await;
     leading.end().await?;
     result
 }
 
-async fn step(context: &Context) -> Result<(), ActionError> {
+async fn step(context: &Context, last: &mut LastLook) -> Result<(), ActionError> {
     let (rollout, seen) = {
         let mut connection = context.store.read().await?;
         let Some(rollout) = rollouts::under_way(&mut connection).await? else { return Ok(()) };
-        let seen = look(context, &mut connection, &rollout).await?;
+        let seen = look(context, &mut connection, &rollout, last).await?;
         (rollout, seen)
     };
     let Some(stage) = rollout.present() else { return Ok(()) };
@@ -89,28 +118,29 @@ async fn note(context: &Context, rollout: Rollout) -> Result<(), ActionError> {
 
 async fn look(
     context: &Context,
-    connection: &mut crate::store::PgConnection,
+    connection: &mut PgConnection,
     rollout: &Rollout,
+    last: &mut LastLook,
 ) -> Result<Seen, StoreError> {
     let audience = rollout.told();
     let told = edges::connected(connection).await?;
     let told = told.into_iter().filter(|edge| audience.includes(&edge.name, &edge.region));
+    let now = Utc::now();
     let told: Vec<Told> = told
         .map(|edge| Told {
+            waited_s: now.signed_duration_since(edge.linked_at.max(rollout.told_at)).num_seconds(),
             holds: edge.holds >= rollout.told_version,
             nack: edge.last_nack.filter(|_| edge.nacked_version.is_some_and(|at| at >= rollout.told_version)),
             name: edge.name,
         })
         .collect();
-    let now = Utc::now();
     let health = match rollout.held_since {
-        Some(since) => rollouts::health(connection, &audience, since).await?,
+        Some(since) => last.health(connection, rollout, &audience, since).await?,
         None => Default::default(),
     };
     Ok(Seen {
         told,
         overtaken: overtaken(context, rollout),
-        waited_s: now.signed_duration_since(rollout.told_at).num_seconds(),
         held_s: rollout.held_since.map(|since| now.signed_duration_since(since).num_seconds()),
         health,
     })

@@ -24,8 +24,11 @@ pub(crate) struct Stage {
     pub(crate) hold_s: u32,
 }
 
+/// Hold of a stage that does not say.
+pub(crate) const HOLD_S: u32 = 30;
+
 const fn half_a_minute() -> u32 {
-    30
+    HOLD_S
 }
 
 impl Stage {
@@ -94,6 +97,8 @@ pub(crate) struct Told {
     pub(crate) holds: bool,
     /// Why it refused it, if it did.
     pub(crate) nack: Option<String>,
+    /// Seconds since it could know of it: since the stage was told, or the edge came.
+    pub(crate) waited_s: i64,
 }
 
 /// What is seen of a rollout.
@@ -103,8 +108,6 @@ pub(crate) struct Seen {
     pub(crate) told: Vec<Told>,
     /// A change of it was overtaken by another that went to all.
     pub(crate) overtaken: Option<String>,
-    /// Seconds since the stage was told.
-    pub(crate) waited_s: i64,
     /// Seconds since all of its edges serve by it; `None` if they do not yet.
     pub(crate) held_s: Option<i64>,
     /// Edges that were told, and the others.
@@ -132,13 +135,16 @@ pub(crate) fn decide(stage: &Stage, rules: &Rules, seen: &Seen) -> Verdict {
     if let Some(reason) = harm(rules, seen) {
         return Verdict::Halt(reason);
     }
-    let waiting: Vec<_> = seen.told.iter().filter(|edge| !edge.holds).map(|edge| edge.name.as_str()).collect();
-    if !waiting.is_empty() || seen.told.is_empty() {
-        let whom = if waiting.is_empty() { "an edge of the stage to connect".to_owned() } else { waiting.join(", ") };
-        if !waiting.is_empty() && seen.waited_s > rules.max_wait_s.into() {
-            return Verdict::Halt(format!("{whom}: did not serve by it within {} s", rules.max_wait_s));
-        }
-        return Verdict::Wait(format!("waiting for {whom}"));
+    let waiting = || seen.told.iter().filter(|edge| !edge.holds);
+    if let Some(late) = waiting().find(|edge| edge.waited_s > rules.max_wait_s.into()) {
+        return Verdict::Halt(format!("{} did not serve by it within {} s", late.name, rules.max_wait_s));
+    }
+    if seen.told.is_empty() {
+        return Verdict::Wait("waiting for an edge of the stage to connect".to_owned());
+    }
+    if waiting().next().is_some() {
+        let names: Vec<_> = waiting().map(|edge| edge.name.as_str()).collect();
+        return Verdict::Wait(format!("waiting for {}", names.join(", ")));
     }
     match seen.held_s {
         None => Verdict::Hold,
@@ -179,12 +185,12 @@ mod tests {
     }
 
     fn told(holds: bool) -> Told {
-        Told { name: "e1".to_owned(), holds, nack: None }
+        Told { name: "e1".to_owned(), holds, nack: None, waited_s: 1 }
     }
 
     fn seen() -> Seen {
         let health = Health { requests: 100, failed: 1, first_byte_p99_ms: Some(200) };
-        Seen { told: vec![told(true)], overtaken: None, waited_s: 1, held_s: Some(5), health: (health, health) }
+        Seen { told: vec![told(true)], overtaken: None, held_s: Some(5), health: (health, health) }
     }
 
     fn judged(seen: &Seen) -> Verdict {
@@ -195,8 +201,10 @@ mod tests {
     fn a_stage_waits_for_its_edges_and_holds() {
         assert!(matches!(judged(&Seen { told: Vec::new(), ..seen() }), Verdict::Wait(_)));
         assert!(matches!(judged(&Seen { told: vec![told(false)], held_s: None, ..seen() }), Verdict::Wait(_)));
-        let late = Seen { told: vec![told(false)], held_s: None, waited_s: 61, ..seen() };
+        let late = Seen { told: vec![Told { waited_s: 61, ..told(false) }], held_s: None, ..seen() };
         assert!(matches!(judged(&late), Verdict::Halt(_)));
+        let fresh = Seen { told: vec![told(true), told(false)], ..seen() };
+        assert!(matches!(judged(&fresh), Verdict::Wait(_)), "one that has just come is no harm");
         assert_eq!(judged(&Seen { held_s: None, ..seen() }), Verdict::Hold);
         assert!(matches!(judged(&seen()), Verdict::Wait(_)));
         assert_eq!(judged(&Seen { held_s: Some(30), ..seen() }), Verdict::Advance);

@@ -1,6 +1,6 @@
 //! The log of config changes, as the operator sees it.
 
-use super::{ActionError, Operator, audit};
+use super::{ActionError, Operator, audit, sound_reason};
 use crate::admission::Role;
 use crate::context::Context;
 use crate::store::config_log::{self, Written};
@@ -105,15 +105,12 @@ pub(crate) async fn rewind(context: &Context, operator: Operator, input: Rewind)
     if operator.role < Role::Owner {
         return Err(ActionError::Forbidden(Role::Owner));
     }
-    if input.reason.trim().is_empty() {
-        return Err(ActionError::field("reason", "expected a reason, for whoever reads the audit log"));
-    }
+    let reason = sound_reason(Some(&input.reason))?;
+    let from_version = i64::try_from(input.from_version)
+        .map_err(|_| ActionError::field("from_version", "expected a version that fits 63 bits"))?;
     let mut edit = context.feed.edit(operator.name()).await?;
-    config_log::allow_rewind(edit.connection(), input.from_version)
-        .await?
-        .then_some(())
-        .ok_or_else(|| ActionError::field("from_version", "expected a version that fits 63 bits"))?;
-    let details = json!({"from_version": input.from_version, "reason": input.reason});
+    config_log::allow_rewind(edit.connection(), from_version).await?;
+    let details = json!({"from_version": from_version, "reason": reason});
     audit(&mut edit, operator, "config.rewind", ("config", "log"), details).await?;
     edit.commit().await?;
     context.feed.nudge();

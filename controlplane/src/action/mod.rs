@@ -24,6 +24,7 @@ pub(crate) mod versions;
 use crate::admission::Role;
 use crate::feed::{Edit, FeedError};
 use crate::ledger::LedgerError;
+use crate::reason;
 use crate::store::{ConstraintKind, StoreError, audit};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -205,6 +206,12 @@ impl Checks {
     fn finish(self) -> Result<(), ActionError> {
         if self.0.is_empty() { Ok(()) } else { Err(ActionError::Invalid(self.0)) }
     }
+}
+
+/// A reason inside a body, as one in the header would be.
+fn sound_reason(reason: Option<&str>) -> Result<Option<String>, ActionError> {
+    let sound = |said| reason::sound(said).ok_or_else(|| ActionError::field("reason", reason::EXPECTED));
+    Ok(reason.map(sound).transpose()?.map(|reason| reason.to_string()))
 }
 
 /// A patch's field: absent leaves it, null clears it.

@@ -68,13 +68,14 @@ pub(crate) async fn halt(context: &Context, id: Uuid, reason: &str) -> Result<()
     let rollout = rollouts::get(edit.connection(), id).await?;
     let Some(rollout) = rollout.filter(Rollout::is_under_way) else { return Ok(()) };
     edit.because(format!("rollout {id} halted: {reason}"));
-    take_back(&mut edit, rollout, HALTED, Some(reason.to_owned())).await?;
+    let rollout = taken_back(&mut edit, rollout, HALTED, Some(reason.to_owned())).await?;
+    rollouts::update(edit.connection(), &rollout).await?;
     edit.commit().await?;
     Ok(())
 }
 
-/// Gives everybody who was told what all others have.
-pub(crate) async fn take_back(
+/// Gives everybody who was told what all others have. The rollout as it is then is for the caller to write.
+pub(crate) async fn taken_back(
     edit: &mut Edit<'_>,
     rollout: Rollout,
     state: &str,
@@ -88,9 +89,7 @@ pub(crate) async fn take_back(
             edit.push_to(rollout.told(), back);
         }
     }
-    let rollout = Rollout { state: state.to_owned(), note, ..rollout };
-    rollouts::update(edit.connection(), &rollout).await?;
-    Ok(rollout)
+    Ok(Rollout { state: state.to_owned(), note, ..rollout })
 }
 
 async fn running(edit: &mut Edit<'_>, id: Uuid) -> Result<Option<Rollout>, ActionError> {

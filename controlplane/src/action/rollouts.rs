@@ -1,11 +1,11 @@
 //! Rollouts: documents that reach some edges before they reach all.
 
 use super::declared::{Apply, Documents, PlannedStep, plan};
-use super::rollout_steps::take_back;
-use super::{ActionError, Operator, audit};
+use super::rollout_steps::taken_back;
+use super::{ActionError, Operator, audit, sound_reason};
 use crate::context::Context;
 use crate::feed::Edit;
-use crate::staging::{Rules, Stage, stages_mistake};
+use crate::staging::{HOLD_S, Rules, Stage, stages_mistake};
 use crate::store::edges;
 use crate::store::rollouts::{self, ABORTED, PAUSED, RUNNING, Rollout};
 use chrono::Utc;
@@ -51,6 +51,7 @@ pub(crate) async fn start(
     input: StartRollout,
 ) -> Result<StartedRollout, ActionError> {
     let StartRollout { documents, prune, stages, rules, reason } = input;
+    let reason = sound_reason(reason.as_deref())?;
     let apply = Apply { documents: documents.clone(), prune, ..Apply::default() };
     let (changes, steps) = rehearse(context, operator, &apply).await?;
     let mut edit = context.feed.edit(operator.name()).await?;
@@ -128,7 +129,7 @@ async fn usual_stages(edit: &mut Edit<'_>) -> Result<Vec<Stage>, ActionError> {
     let Some(canary) = edges.into_iter().min_by(|a, b| a.name.cmp(&b.name)) else {
         return Err(ActionError::Conflict("no edge is connected that could be the first: name stages".to_owned()));
     };
-    let hold_s = 30;
+    let hold_s = HOLD_S;
     Ok(vec![
         Stage { edges: vec![canary.name], regions: Vec::new(), hold_s },
         Stage { edges: Vec::new(), regions: vec![canary.region], hold_s },
@@ -164,7 +165,7 @@ pub(crate) async fn act(
         RolloutAct::Resume => ("rollout.resume", Rollout { state: RUNNING.to_owned(), ..rollout }),
         RolloutAct::Abort => {
             edit.because(format!("rollout {id} aborted"));
-            ("rollout.abort", take_back(&mut edit, rollout, ABORTED, None).await?)
+            ("rollout.abort", taken_back(&mut edit, rollout, ABORTED, None).await?)
         }
     };
     rollouts::update(edit.connection(), &rollout).await?;

@@ -106,7 +106,7 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
         None => None,
         Some(said) => match said.to_str().ok().and_then(reason::sound) {
             Some(said) => Some(said),
-            None => return Problem::field(reason::HEADER, "expected 1 to 500 printable characters").into_response(),
+            None => return Problem::field(reason::HEADER, reason::EXPECTED).into_response(),
         },
     };
     reason::with(reason, next.run(request)).await

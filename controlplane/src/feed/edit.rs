@@ -110,11 +110,9 @@ impl<'f> Edit<'f> {
         if self.author == config_log::BILLING {
             return Ok(());
         }
-        let Some(rollout) = rollouts::under_way(&mut self.tx).await?.filter(|other| Some(other.id) != self.rollout)
-        else {
-            return Ok(());
-        };
-        let staged: HashSet<_> = rollout.changes.iter().map(Change::subject).collect();
+        let other = rollouts::changes_under_way(&mut self.tx).await?;
+        let Some((_, changes)) = other.filter(|(id, _)| Some(*id) != self.rollout) else { return Ok(()) };
+        let staged: HashSet<_> = changes.iter().map(Change::subject).collect();
         let touched = self.entries.iter().filter(|entry| !entry.change.is_urgent());
         match touched.map(|entry| entry.change.subject()).find(|subject| staged.contains(subject)) {
             Some(subject) => Err(FeedError::UnderRollout(subject.to_string())),

@@ -206,12 +206,11 @@ pub(crate) async fn newest(
     rows.into_iter().map(written).collect()
 }
 
-/// Lets edges that hold another log's version up to this one come back to this log; false for a number that cannot be.
-pub(crate) async fn allow_rewind(connection: &mut PgConnection, from_version: u64) -> Result<bool, StoreError> {
-    let Ok(version) = i64::try_from(from_version) else { return Ok(false) };
+/// Lets edges that hold another log's version up to this one come back to this log.
+pub(crate) async fn allow_rewind(connection: &mut PgConnection, from_version: i64) -> Result<(), StoreError> {
     let sql = "UPDATE config_head SET rewinds_from = greatest(rewinds_from, $1), updated_at = now()";
-    sqlx::query(sql).bind(version).execute(connection).await?;
-    Ok(true)
+    sqlx::query(sql).bind(from_version).execute(connection).await?;
+    Ok(())
 }
 
 /// Whether the log went through this position, as far as it is kept.

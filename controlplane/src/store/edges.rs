@@ -32,6 +32,9 @@ pub(crate) struct Edge {
     pub(crate) complete_to: DateTime<Utc>,
     /// Usage of every request that had begun by then is in the books, by the edge's own clock.
     pub(crate) began_to: Option<DateTime<Utc>>,
+    /// When its push link last came up.
+    #[serde(skip)]
+    pub(crate) linked_at: DateTime<Utc>,
     /// What carries its push link, or carried the last one: `quic`, or `tcp` where UDP is blocked.
     pub(crate) transport: Option<String>,
 }
@@ -87,22 +90,9 @@ pub(crate) async fn note(
     news: &BTreeMap<String, News>,
 ) -> Result<(), StoreError> {
     let hellos: Vec<_> = news.iter().filter_map(|(name, news)| Some((name.as_str(), news.hello.as_ref()?))).collect();
-    sqlx::query(
-        "INSERT INTO edges (name, region, build, complete_to, transport, linked_to)
-         SELECT name, region, build, least(now(), since), transport, $6
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[])
-             AS new (name, region, build, since, transport)
-         ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, linked_at = now(),
-             transport = excluded.transport, linked_to = excluded.linked_to",
-    )
-    .bind(hellos.iter().map(|(name, _)| *name).collect::<Vec<_>>())
-    .bind(hellos.iter().map(|(_, live)| live.region.as_str()).collect::<Vec<_>>())
-    .bind(hellos.iter().map(|(_, live)| live.build.as_str()).collect::<Vec<_>>())
-    .bind(hellos.iter().map(|(_, live)| live.since).collect::<Vec<_>>())
-    .bind(hellos.iter().map(|(_, live)| live.transport).collect::<Vec<_>>())
-    .bind(this)
-    .execute(&mut *connection)
-    .await?;
+    if !hellos.is_empty() {
+        greet(connection, this, &hellos).await?;
+    }
     let holds = |news: &News| news.holds.map(|holds| i64::try_from(holds).unwrap_or(i64::MAX));
     sqlx::query(
         "UPDATE edges SET connected = coalesce(new.connected, edges.connected), holds = coalesce(new.holds, edges.holds),
@@ -120,6 +110,27 @@ pub(crate) async fn note(
     .bind(news.values().map(|news| news.nack().and_then(|(at, _)| i64::try_from(*at).ok())).collect::<Vec<_>>())
     .bind(this)
     .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that edges have come.
+async fn greet(connection: &mut PgConnection, this: Uuid, hellos: &[(&str, &EdgeLive)]) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO edges (name, region, build, complete_to, transport, linked_to)
+         SELECT name, region, build, least(now(), since), transport, $6
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[])
+             AS new (name, region, build, since, transport)
+         ON CONFLICT (name) DO UPDATE SET region = excluded.region, build = excluded.build, linked_at = now(),
+             transport = excluded.transport, linked_to = excluded.linked_to",
+    )
+    .bind(hellos.iter().map(|(name, _)| *name).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.region.as_str()).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.build.as_str()).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.since).collect::<Vec<_>>())
+    .bind(hellos.iter().map(|(_, live)| live.transport).collect::<Vec<_>>())
+    .bind(this)
+    .execute(&mut *connection)
     .await?;
     Ok(())
 }
@@ -222,7 +233,8 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[],
 ON CONFLICT DO NOTHING";
 
 const TOUCH: &str = "
-UPDATE edges SET connected = true, last_seen_at = now(), transport = live.transport, linked_to = $10, region = live.region, build = live.build, holds = live.holds,
+UPDATE edges SET connected = true, last_seen_at = now(), transport = live.transport, linked_to = $10,
+    region = live.region, build = live.build, holds = live.holds,
     linked_at = greatest(edges.linked_at, least(now(), live.since)),
     complete_to = greatest(edges.complete_to, least(now(), coalesce(live.ended_to, edges.complete_to))),
     began_to = coalesce(least(now(), live.began_to), edges.began_to),

@@ -137,6 +137,14 @@ pub(crate) async fn update(connection: &mut PgConnection, rollout: &Rollout) -> 
     Ok(())
 }
 
+/// The changes of the one under way, if there is one, and which it is: without its documents, which may be long.
+pub(crate) async fn changes_under_way(
+    connection: &mut PgConnection,
+) -> Result<Option<(Uuid, Json<Vec<Change>>)>, StoreError> {
+    let sql = "SELECT id, changes FROM rollouts WHERE state IN ('running', 'paused')";
+    Ok(sqlx::query_as(sql).fetch_optional(connection).await?)
+}
+
 /// The one under way, if there is one.
 pub(crate) async fn under_way(connection: &mut PgConnection) -> Result<Option<Rollout>, StoreError> {
     let sql = "SELECT * FROM rollouts WHERE state IN ('running', 'paused')";

@@ -4,7 +4,7 @@ use super::document::{Documents, Fields, normal};
 use super::export::names;
 use super::kinds::{self, Made, Names};
 use crate::action::config::{FieldDiff, diff};
-use crate::action::{ActionError, FieldError, Operator, keys, models, routes};
+use crate::action::{ActionError, FieldError, Operator, keys, models, routes, sound_reason};
 use crate::context::Context;
 use crate::feed::Edit;
 use crate::store;
@@ -56,8 +56,9 @@ pub(crate) struct PlannedStep {
 
 /// Brings about what is declared.
 pub(crate) async fn apply(context: &Context, operator: Operator, input: Apply) -> Result<Outcome, ActionError> {
+    let reason = sound_reason(input.reason.as_deref())?;
     let mut edit = context.feed.edit(operator.name()).await?;
-    if let Some(reason) = &input.reason {
+    if let Some(reason) = reason {
         edit.because(reason);
     }
     let (steps, unchanged) = plan(&mut edit, operator, &input).await?;

@@ -10,7 +10,7 @@ use crate::store::models::Model;
 use crate::store::organizations::Organization;
 use crate::store::routes::Route;
 use crate::store::users::User;
-use crate::store::versions::{ACTIVE, DEPRECATED, ModelVersion};
+use crate::store::versions::{ACTIVE, DEPRECATED, ModelVersion, PENDING};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -166,7 +166,7 @@ pub(super) async fn put_user(
         let mut new = without(fields, &["organization", "is_active"]);
         new.insert("organization_id".to_owned(), json!(organization(edit, fields).await?));
         let user = users::create_in(edit, operator, input(new)?).await?;
-        if fields.get("is_active") == Some(&json!(false)) {
+        if is_off(fields)? {
             let off = document(json!({"is_active": false}));
             users::patch_in(edit, operator, user, input(off)?).await?;
         }
@@ -195,6 +195,32 @@ pub(super) async fn put_model(edit: &mut Edit<'_>, operator: Operator, fields: &
     Ok(Made { before: Some(before), set })
 }
 
+/// What a version's document asks for can be brought about.
+fn check_version(set: &Fields, is_there: bool) -> Result<(), ActionError> {
+    let wrong = |field, detail: &str| Err(ActionError::field(field, detail));
+    match set.get("status").map(Value::as_str) {
+        None | Some(Some(ACTIVE | DEPRECATED)) => {}
+        Some(Some(PENDING)) if !is_there => {}
+        Some(Some(PENDING)) => return wrong("status", "a version that took requests is deprecated, not pending again"),
+        Some(_) => return wrong("status", "expected active, deprecated or pending"),
+    }
+    match set.get("default") {
+        None | Some(Value::Bool(true)) => Ok(()),
+        Some(Value::Bool(false)) if !is_there => Ok(()),
+        Some(Value::Bool(false)) => wrong("default", "make another version the default instead"),
+        Some(_) => wrong("default", "expected true or false"),
+    }
+}
+
+/// Whether a new record is to be switched off at once.
+fn is_off(fields: &Fields) -> Result<bool, ActionError> {
+    match fields.get("is_active") {
+        None => Ok(false),
+        Some(Value::Bool(active)) => Ok(!active),
+        Some(_) => Err(ActionError::field("is_active", "expected true or false")),
+    }
+}
+
 pub(super) async fn put_version(edit: &mut Edit<'_>, operator: Operator, fields: &Fields) -> Result<Made, ActionError> {
     let (model, name) = (required(fields, "model")?, required(fields, "version")?);
     let found = store::versions::get(edit.connection(), model, name).await?;
@@ -206,6 +232,7 @@ pub(super) async fn put_version(edit: &mut Edit<'_>, operator: Operator, fields:
     } else {
         unchangeable(&set, &["model_artifact_path", "config"])?;
     }
+    check_version(&set, found.is_some())?;
     let acts = [
         (set.get("default") == Some(&json!(true)), VersionAct::MakeDefault),
         (set.get("status") == Some(&json!(ACTIVE)), VersionAct::Activate),
@@ -241,9 +268,9 @@ pub(super) async fn put_key(
         let user = store::users::named(edit.connection(), email).await?;
         let user = user.ok_or_else(|| ActionError::field("user", format!("there is no user {email}")))?;
         new.insert("user_id".to_owned(), json!(user.id));
-        let prefix = fields.get("prefix").and_then(Value::as_str).unwrap_or_default();
+        let prefix = if fields.contains_key("prefix") { required(fields, "prefix")? } else { "" };
         let key = keys::create_in(edit, operator, input(new)?, (digest, prefix.to_owned())).await?;
-        if fields.get("is_active") == Some(&json!(false)) {
+        if is_off(fields)? {
             let off = document(json!({"is_active": false}));
             keys::patch_in(edit, operator, key, input(off)?).await?;
         }
