@@ -1,7 +1,8 @@
 //! Which answers may be given again, and what they are known by.
 
-use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use crate::digest::sum_forms;
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// How long an answer is kept unless set otherwise, seconds: the schema's one hour.
@@ -51,51 +52,9 @@ impl CacheKey {
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
-
-    /// Reads 64 hexadecimal digits.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        crate::digest::bytes_from_hex(hex).map(Self)
-    }
 }
 
-impl std::fmt::Display for CacheKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        crate::digest::write_hex(&self.0, f)
-    }
-}
-
-impl std::fmt::Debug for CacheKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CacheKey({self})")
-    }
-}
-
-impl Serialize for CacheKey {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for CacheKey {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        Self::from_hex(&text).ok_or_else(|| serde::de::Error::custom("a cache key is 64 hexadecimal digits"))
-    }
-}
-
-impl<C> Encode<C> for CacheKey {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for CacheKey {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        let position = d.position();
-        let bytes = d.bytes()?;
-        bytes.try_into().map(Self).map_err(|_| decode::Error::message("a cache key has 32 bytes").at(position))
-    }
-}
+sum_forms!(CacheKey, "a cache key");
 
 /// What the response cache did for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]

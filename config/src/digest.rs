@@ -1,24 +1,8 @@
+//! SHA-256 sums as they travel and rest: 32 bytes on the wire, 64 hexadecimal digits in text.
+//!
 //! API keys travel and rest only as digests.
 
-use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
-
-/// SHA-256 of an API key. A plain hash suffices because a key carries 256 random bits: there is no dictionary to try.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyDigest(pub [u8; 32]);
-
-impl KeyDigest {
-    /// The digest of a key as the client sends it (`sk-…`).
-    pub fn of(key: &str) -> Self {
-        Self(Sha256::digest(key.as_bytes()).into())
-    }
-
-    /// Reads 64 hexadecimal digits.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        bytes_from_hex(hex).map(Self)
-    }
-}
 
 /// 32 bytes from 64 hexadecimal digits.
 pub(crate) fn bytes_from_hex(hex: &str) -> Option<[u8; 32]> {
@@ -39,44 +23,75 @@ pub(crate) fn write_hex(bytes: &[u8; 32], f: &mut std::fmt::Formatter<'_>) -> st
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
 
-impl std::fmt::Display for KeyDigest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write_hex(&self.0, f)
+/// The forms of a sum that is a type of its own: hexadecimal in text and JSON, bytes on the wire.
+macro_rules! sum_forms {
+    ($name:ident, $what:literal) => {
+        impl $name {
+            /// Reads 64 hexadecimal digits.
+            pub fn from_hex(hex: &str) -> Option<Self> {
+                $crate::digest::bytes_from_hex(hex).map(Self)
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                $crate::digest::write_hex(&self.0, f)
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(d)?;
+                let wrong = || serde::de::Error::custom(concat!($what, " is 64 hexadecimal digits"));
+                Self::from_hex(&text).ok_or_else(wrong)
+            }
+        }
+
+        impl<C> minicbor::Encode<C> for $name {
+            fn encode<W: minicbor::encode::Write>(
+                &self,
+                e: &mut minicbor::Encoder<W>,
+                _: &mut C,
+            ) -> Result<(), minicbor::encode::Error<W::Error>> {
+                e.bytes(&self.0)?.ok()
+            }
+        }
+
+        impl<'b, C> minicbor::Decode<'b, C> for $name {
+            fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+                let position = d.position();
+                let wrong = |_| minicbor::decode::Error::message(concat!($what, " has 32 bytes")).at(position);
+                d.bytes()?.try_into().map(Self).map_err(wrong)
+            }
+        }
+    };
+}
+pub(crate) use sum_forms;
+
+/// SHA-256 of an API key. A plain hash suffices because a key carries 256 random bits: there is no dictionary to try.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyDigest(pub [u8; 32]);
+
+impl KeyDigest {
+    /// The digest of a key as the client sends it (`sk-…`).
+    pub fn of(key: &str) -> Self {
+        Self(Sha256::digest(key.as_bytes()).into())
     }
 }
 
-impl std::fmt::Debug for KeyDigest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "KeyDigest({self})")
-    }
-}
-
-impl Serialize for KeyDigest {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyDigest {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        Self::from_hex(&text).ok_or_else(|| serde::de::Error::custom("a key digest is 64 hexadecimal digits"))
-    }
-}
-
-impl<C> Encode<C> for KeyDigest {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for KeyDigest {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        let position = d.position();
-        let bytes = d.bytes()?;
-        bytes.try_into().map(Self).map_err(|_| decode::Error::message("a key digest has 32 bytes").at(position))
-    }
-}
+sum_forms!(KeyDigest, "a key digest");
 
 #[cfg(test)]
 mod tests {

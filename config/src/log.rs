@@ -5,10 +5,10 @@
 //! that belongs to somebody else, is told by its chain.
 
 use crate::change::Change;
-use crate::digest::{bytes_from_hex, write_hex};
+use crate::digest::sum_forms;
 use minicbor::bytes::ByteVec;
-use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use minicbor::{Decode, Encode, decode};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 sum.
@@ -20,51 +20,9 @@ impl Hash {
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
-
-    /// Reads 64 hexadecimal digits.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        bytes_from_hex(hex).map(Self)
-    }
 }
 
-impl std::fmt::Display for Hash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write_hex(&self.0, f)
-    }
-}
-
-impl std::fmt::Debug for Hash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write_hex(&self.0, f)
-    }
-}
-
-impl Serialize for Hash {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Hash {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        Self::from_hex(&text).ok_or_else(|| serde::de::Error::custom("a hash is 64 hexadecimal digits"))
-    }
-}
-
-impl<C> Encode<C> for Hash {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for Hash {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        let position = d.position();
-        let bytes = d.bytes()?;
-        bytes.try_into().map(Self).map_err(|_| decode::Error::message("a hash has 32 bytes").at(position))
-    }
-}
+sum_forms!(Hash, "a hash");
 
 /// A place in the log. Version 0 is before the first entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]

@@ -19,7 +19,6 @@ use crate::store::config_log::{self, Logged};
 use crate::store::routing::Loaded;
 use crate::store::{self, Store, StoreError};
 use compiled::Compiled;
-use minicbor::bytes::ByteVec;
 use recent::Recent;
 use snapshots::Snapshots;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -156,8 +155,8 @@ impl Feed {
         self.snapshots.manifest(published, edge, after, &self.signer).await
     }
 
-    /// A piece of a state.
-    pub(crate) fn chunk(&self, hash: Hash) -> Option<ByteVec> {
+    /// A piece of a state, ready to be sent.
+    pub(crate) fn chunk(&self, hash: Hash) -> Option<Frame> {
         self.snapshots.chunk(hash)
     }
 

@@ -16,7 +16,7 @@ const MAX_FRAMES: usize = 16;
 pub(crate) type Frame = bytes::Bytes;
 
 /// Encodes what is to be sent.
-pub(crate) fn encode(frame: &PushFrame) -> Option<Frame> {
+pub(crate) fn encode(frame: &impl minicbor::Encode<()>) -> Option<Frame> {
     turnpike_config::wire::frame(frame).ok().map(Frame::from)
 }
 

@@ -2,15 +2,14 @@
 
 use super::Published;
 use super::recent::{Frame, encode};
-use minicbor::bytes::ByteVec;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{error, info};
 use turnpike_config::Routing;
 use turnpike_config::log::{Hash, Position};
-use turnpike_config::push::chunks::cut;
-use turnpike_config::push::{MAX_DELTA, Manifest, PushFrame};
+use turnpike_config::push::chunks::{Chunk, cut};
+use turnpike_config::push::{ChunkReply, MAX_DELTA, Manifest, PushFrame};
 use turnpike_config::signing::Signer;
 
 /// A snapshot this many versions old is given out still: what is missing comes as a delta afterwards.
@@ -32,7 +31,7 @@ pub(crate) struct Snapshots {
     /// Held while one is made: all who ask meanwhile get the same.
     newest: tokio::sync::Mutex<Option<Snapshot>>,
     /// By hash, with when they were last given out in a manifest.
-    chunks: Mutex<HashMap<Hash, (ByteVec, Instant)>>,
+    chunks: Mutex<HashMap<Hash, (Frame, Instant)>>,
 }
 
 impl Snapshots {
@@ -46,31 +45,33 @@ impl Snapshots {
     ) -> Option<(Frame, Position)> {
         let now = Instant::now();
         let staged = published.compiled.staged.changes_for(edge, region);
-        let (at, hashes) = {
-            let mut newest = self.newest.lock().await;
-            let head = published.at().version;
-            let usable = newest.as_ref().is_some_and(|kept| {
-                kept.at.version >= after && head.checked_sub(kept.at.version).is_some_and(|behind| behind <= STALE)
-            });
-            // What some are told instead belongs to the head.
-            if staged.is_empty() {
-                if !usable {
-                    *newest = Some(self.cut(published.routing().clone(), published.at(), now).await?);
-                }
-                let kept = newest.as_mut()?;
-                kept.used = now;
-                (kept.at, kept.chunks.clone())
-            } else {
-                // Only some see this state; most of its chunks are those of the others.
-                let mut routing = published.routing().clone();
-                staged.into_iter().for_each(|change| routing.apply(change));
-                let snapshot = self.cut(routing, published.at(), now).await?;
-                (snapshot.at, snapshot.chunks)
-            }
+        let (at, hashes) = if staged.is_empty() {
+            self.newest(published, after, now).await?
+        } else {
+            // Only some see this state; most of its chunks are those of the others.
+            let mut routing = published.routing().clone();
+            staged.into_iter().for_each(|change| routing.apply(change));
+            let Snapshot { at, chunks, .. } = self.cut(routing, published.at(), now).await?;
+            (at, chunks)
         };
         self.touch(&hashes, now);
         let manifest = Manifest::new(at, hashes, published.rewinds_from, signer);
         Some((encode(&PushFrame::Manifest(manifest))?, at))
+    }
+
+    /// The newest snapshot, if it is not too old and not from before `after`, or else a new one.
+    async fn newest(&self, published: &Published, after: u64, now: Instant) -> Option<(Position, Vec<Hash>)> {
+        let mut newest = self.newest.lock().await;
+        let head = published.at().version;
+        let is_usable = |kept: &Snapshot| {
+            kept.at.version >= after && head.checked_sub(kept.at.version).is_some_and(|behind| behind <= STALE)
+        };
+        if !newest.as_ref().is_some_and(is_usable) {
+            *newest = Some(self.cut(published.routing().clone(), published.at(), now).await?);
+        }
+        let kept = newest.as_mut()?;
+        kept.used = now;
+        Some((kept.at, kept.chunks.clone()))
     }
 
     async fn cut(&self, routing: Routing, at: Position, now: Instant) -> Option<Snapshot> {
@@ -91,16 +92,18 @@ impl Snapshots {
         let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
         info!(version = at.version, chunks = chunks.len(), bytes, took = ?started.elapsed(), "snapshot made");
         let hashes = chunks.iter().map(|chunk| chunk.hash).collect();
-        self.chunks().extend(chunks.into_iter().map(|chunk| (chunk.hash, (chunk.bytes, now))));
+        // As they are sent: each is asked for by many.
+        let frame = |chunk: Chunk| Some((chunk.hash, (encode(&ChunkReply { bytes: Some(chunk.bytes) })?, now)));
+        self.chunks().extend(chunks.into_iter().map(frame).collect::<Option<Vec<_>>>()?);
         Some(Snapshot { at, chunks: hashes, used: now })
     }
 
-    /// A chunk, if it is kept.
-    pub(crate) fn chunk(&self, hash: Hash) -> Option<ByteVec> {
+    /// A chunk as it is sent, if it is kept.
+    pub(crate) fn chunk(&self, hash: Hash) -> Option<Frame> {
         let mut chunks = self.chunks();
-        let (bytes, used) = chunks.get_mut(&hash)?;
+        let (frame, used) = chunks.get_mut(&hash)?;
         *used = Instant::now();
-        Some(bytes.clone())
+        Some(frame.clone())
     }
 
     /// Lets go of what nobody has asked for lately.
@@ -124,7 +127,7 @@ impl Snapshots {
         }
     }
 
-    fn chunks(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, (ByteVec, Instant)>> {
+    fn chunks(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, (Frame, Instant)>> {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

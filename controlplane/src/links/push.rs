@@ -231,8 +231,10 @@ pub(super) async fn chunks(
 ) -> Result<(), LinkError> {
     let talk = async {
         while let Some(ChunkRequest { hash }) = read_frame(&mut stream.recv).await? {
-            let reply = ChunkReply { bytes: context.feed.chunk(hash) };
-            write_frame(&mut stream.send, &reply).await?;
+            match context.feed.chunk(hash) {
+                Some(frame) => stream.send.write_shared(frame).await?,
+                None => write_frame(&mut stream.send, &ChunkReply { bytes: None }).await?,
+            }
         }
         Ok(())
     };
