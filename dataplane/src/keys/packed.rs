@@ -18,7 +18,7 @@ pub(crate) struct Tables {
 }
 
 /// Keys that are never changed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Packed {
     entries: Vec<Entry>,
     tables: Tables,
