@@ -297,7 +297,14 @@ fn a_whole_state_that_the_disk_refuses_is_written_later_with_all_that_followed()
         let early = vec![Change::DropKey(key(3).digest)];
         keeper.step(Record { from: last, to: last, changes: early, early: Some(last.version + 2) });
         flush(&keeper);
+        let refused = base_path(disk.path(), disk.newest());
         std::fs::remove_dir(obstacle).unwrap();
+        // By itself.
+        let began = std::time::Instant::now();
+        while !refused.exists() {
+            assert!(began.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(5));
+        }
         flush(&keeper);
         let opened = open(disk.path(), 3).unwrap();
         assert_eq!(opened.state.as_ref().map(routing).as_ref(), Some(&disk.expected), "after {steps} steps");
