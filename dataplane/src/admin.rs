@@ -21,8 +21,11 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
         .with_state(edge)
 }
 
-async fn explain(State(edge): State<Arc<Edge>>, Json(question): Json<Question>) -> Json<Explanation> {
-    Json(Explanation::of(&edge, question).await)
+async fn explain(
+    State(edge): State<Arc<Edge>>,
+    Json(question): Json<Question>,
+) -> Result<Json<Explanation>, (StatusCode, String)> {
+    Explanation::of(&edge, question).await.map(Json).map_err(|reason| (StatusCode::BAD_REQUEST, reason + "\n"))
 }
 
 async fn metrics(State(edge): State<Arc<Edge>>) -> Response {

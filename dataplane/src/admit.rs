@@ -232,7 +232,7 @@ fn dispatch(
         swapped: body_swap::put_in(session, body.clone(), audience),
         original,
         body,
-        tokens: i64::try_from(reserved).unwrap_or(i64::MAX),
+        tokens: reserved,
         prompt_estimate: to_u32(size.prompt),
         assignment: None,
         intended: None,

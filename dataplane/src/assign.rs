@@ -48,7 +48,7 @@ pub(crate) async fn assign(edge: &Edge, request: &mut Request) -> Result<Box<Htt
         endpoint: metered.endpoint,
         price_version,
         price,
-        reserved_tokens: u64::try_from(dispatch.tokens).unwrap_or(0),
+        reserved_tokens: dispatch.tokens,
         node: assignment.node.name.to_string(),
         streamed: metered.ask.as_ref().is_some_and(|ask| ask.stream),
         request_bytes: metered.request_bytes,
@@ -127,7 +127,7 @@ async fn go_to(metered: &mut Metered, stop: Destination) -> Result<(), Refused> 
     if is_same_model && deployment.version == stop.deployment.version {
         return Ok(());
     }
-    let reserved = metered.dispatch.as_ref().map_or(0, |dispatch| u64::try_from(dispatch.tokens).unwrap_or(0));
+    let reserved = metered.dispatch.as_ref().map_or(0, |dispatch| dispatch.tokens);
     let Some(size) = Size::of(metered, &stop.model).map(|size| size.at_most(metered, reserved)) else { return Ok(()) };
     if !is_same_model {
         let mut charges = std::mem::take(&mut metered.charges);

@@ -13,7 +13,8 @@ pub(crate) struct Assignment {
 }
 
 impl Assignment {
-    fn new(node: Arc<Node>, tokens: i64) -> Self {
+    fn new(node: Arc<Node>, tokens: u64) -> Self {
+        let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
         node.live.add_outstanding(tokens);
         Self { node, tokens }
     }
@@ -59,7 +60,7 @@ pub(crate) struct Pick<'a> {
     pub(crate) preference: Preference<'a>,
     pub(crate) tried: &'a [Arc<str>],
     /// The request's weight.
-    pub(crate) tokens: i64,
+    pub(crate) tokens: u64,
     /// Spreads requests over equally loaded nodes.
     pub(crate) turn: usize,
     pub(crate) now_ns: u64,
@@ -100,7 +101,7 @@ mod tests {
 
     const OWN: Preference<'_> = Preference { own: "r", regions: None };
 
-    fn pick<'a>(tried: &'a [Arc<str>], tokens: i64, turn: usize, now_ns: u64) -> Pick<'a> {
+    fn pick<'a>(tried: &'a [Arc<str>], tokens: u64, turn: usize, now_ns: u64) -> Pick<'a> {
         Pick { preference: OWN, tried, tokens, turn, now_ns }
     }
 

@@ -72,8 +72,10 @@ struct Way {
 }
 
 impl Explanation {
-    pub(crate) async fn of(edge: &Edge, question: Question) -> Self {
+    /// Refused if no request can be like that.
+    pub(crate) async fn of(edge: &Edge, question: Question) -> Result<Self, String> {
         let Question { key, model, headers } = question;
+        let headers = headers_of(&headers)?;
         let digest = KeyDigest::of(&key);
         drop(key);
         let snapshot = edge.snapshot.load_full();
@@ -87,18 +89,14 @@ impl Explanation {
         let Some(key) = find_key(edge, &snapshot, digest).await else {
             it.refuse(&Reject::UnknownKey { shown: "***".to_owned() });
             it.why.push("no such key is known at this edge".to_owned());
-            return it;
+            return Ok(it);
         };
         it.take_key(&key);
         if let Err(reject) = auth::accept(&key, unix_ms()).and_then(|()| auth::authorize(&key, Permissions::INFERENCE))
         {
             it.refuse(&reject);
-            return it;
+            return Ok(it);
         }
-        let headers: HeaderMap = headers
-            .iter()
-            .filter_map(|(name, value)| Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?)))
-            .collect();
         match snapshot.route(&it.model, &key.record.organization) {
             Some(route) => it.by_route(edge, &key, route, &headers),
             None => match find_model(edge, &snapshot, &it.model).await {
@@ -109,7 +107,7 @@ impl Explanation {
                 }
             },
         }
-        it
+        Ok(it)
     }
 
     fn take_key(&mut self, key: &Key) {
@@ -213,6 +211,17 @@ impl Explanation {
     }
 }
 
+/// Headers as a request has them. A value that cannot be one is not repeated: it may be a secret.
+fn headers_of(said: &BTreeMap<String, String>) -> Result<HeaderMap, String> {
+    let header = |(name, value): (&String, &String)| {
+        let key =
+            HeaderName::try_from(name).map_err(|_| format!("headers: {name:?} cannot be the name of a header"))?;
+        let value = HeaderValue::try_from(value).map_err(|_| format!("headers: the value of {name} cannot be one"))?;
+        Ok((key, value))
+    };
+    said.iter().map(header).collect()
+}
+
 impl Way {
     fn of_branch(edge: &Edge, preference: &Preference<'_>, branch: &Branch, weight: Option<u32>) -> Self {
         let deployment = branch.to.as_ref().map(|to| &*to.deployment);
@@ -254,5 +263,18 @@ impl Way {
 
     fn name(&self) -> String {
         format!("{}@{}", self.model, self.version.as_deref().unwrap_or("?"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_no_request_can_have_are_named() {
+        let of = |name: &str, value: &str| headers_of(&[(name.to_owned(), value.to_owned())].into());
+        assert_eq!(of("X-User", "ada").unwrap()["x-user"], "ada");
+        assert!(of("x user", "ada").is_err_and(|reason| reason.contains("\"x user\"")));
+        assert!(of("x-user", "a\nb").is_err_and(|reason| reason.contains("x-user") && !reason.contains("a\nb")));
     }
 }

@@ -9,7 +9,7 @@ use turnpike_config::{Change, KeyDigest, KeyRecord, Routing};
 
 /// Most keys that an edge takes.
 pub(crate) const MAX_KEYS: usize = 4_000_000;
-/// Most organizations, models and nodes, each.
+/// Most organizations, models, routes and nodes, each.
 pub(crate) const MAX_RECORDS: usize = 100_000;
 /// Most bytes of records other than keys, and of what keys have in common.
 const MAX_WEIGHT: usize = 256 << 20;
@@ -27,6 +27,7 @@ pub(crate) fn within(what: &str, count: usize, limit: usize) -> Result<(), Strin
 pub(crate) struct Image {
     /// All but the keys.
     records: Routing,
+    /// Bytes of those that were built.
     weight: usize,
     keys: Keys,
 }
@@ -67,7 +68,8 @@ impl Image {
                 if !builder.push(&key) {
                     return Err(format!("key {}: out of order in a snapshot", key.id));
                 }
-                within("keys", builder.len(), MAX_KEYS)
+                within("keys", builder.len(), MAX_KEYS)?;
+                within("bytes of records", self.weight + builder.weight(), MAX_WEIGHT)
             }
             Change::PutOrg(_)
             | Change::PutModel(_)
@@ -78,7 +80,8 @@ impl Image {
                 let mut bytes = Vec::with_capacity(256);
                 let _ = minicbor::encode(&change, &mut bytes);
                 self.weight += bytes.len();
-                within("bytes of records", self.weight, MAX_WEIGHT)?;
+                let shared = self.keys.building.as_ref().map_or(0, Builder::weight);
+                within("bytes of records", self.weight + shared, MAX_WEIGHT)?;
                 self.records.apply(change);
                 self.within_bounds()
             }
@@ -125,7 +128,7 @@ impl Image {
 mod tests {
     use super::*;
     use crate::live::fixtures;
-    use turnpike_config::NodeRecord;
+    use turnpike_config::{KeyDigest, KeyRecord, NodeRecord};
 
     fn nodes() -> impl Iterator<Item = Change> {
         let like = fixtures::routing().nodes.values().next().unwrap().clone();
@@ -146,5 +149,24 @@ mod tests {
         let outcomes: Vec<_> = models.map(|model| image.build(model)).collect();
         assert!(outcomes[..7].iter().all(Result::is_ok));
         assert!(outcomes.last().is_some_and(|last| last.as_ref().is_err_and(|reason| reason.contains("bytes"))));
+    }
+
+    #[test]
+    fn what_keys_have_in_common_counts_once_and_too_much_of_it_is_refused() {
+        let mut image = Image::default();
+        let huge = "x".repeat(MAX_WEIGHT / 8);
+        let like = fixtures::routing().keys.values().next().unwrap().clone();
+        let mut keys: Vec<_> =
+            (0..11).map(|n| KeyRecord { digest: KeyDigest::of(&n.to_string()), ..like.clone() }).collect();
+        keys.sort_by_key(|key| key.digest);
+        // The first four are allowed the same.
+        let outcomes = (0..).zip(keys).map(|(n, key)| {
+            let models = Some(vec![huge.clone(), usize::max(n, 3).to_string()]);
+            image.build(Change::PutKey(KeyRecord { models, ..key }))
+        });
+        let outcomes: Vec<_> = outcomes.collect();
+        let (last, others) = outcomes.split_last().unwrap();
+        assert!(others.iter().all(Result::is_ok));
+        assert!(last.as_ref().is_err_and(|reason| reason.contains("bytes")));
     }
 }

@@ -5,7 +5,7 @@ use reqwest::{Client, Method, RequestBuilder};
 use rustls::ClientConfig;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -71,17 +71,31 @@ impl NodeClients {
         Ok(self.client(node)?.request(method, format!("{host}{path}")))
     }
 
+    fn clients(&self) -> MutexGuard<'_, HashMap<String, (SocketAddr, Client)>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self, node: &Node) -> Option<Client> {
+        let clients = self.clients();
+        clients.get(&*node.name).filter(|(address, _)| *address == node.address).map(|(_, client)| client.clone())
+    }
+
     fn client(&self, node: &Node) -> reqwest::Result<Client> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, client)) = clients.get(&*node.name).filter(|(address, _)| *address == node.address) {
-            return Ok(client.clone());
+        if let Some(client) = self.known(node) {
+            return Ok(client);
         }
+        // Takes a while: requests to other nodes do not wait for it.
         let mut builder = Client::builder().no_proxy().connect_timeout(CONNECT);
         if let Some(name) = &node.tls_name {
             builder = builder.tls_backend_preconfigured(self.tls.clone()).resolve(name, node.address);
         }
         let client = builder.build()?;
-        clients.insert(node.name.to_string(), (node.address, client.clone()));
-        Ok(client)
+        let mut clients = self.clients();
+        let kept = clients.entry(node.name.to_string()).or_insert_with(|| (node.address, client.clone()));
+        // Whoever was first at the same has it.
+        if kept.0 != node.address {
+            *kept = (node.address, client);
+        }
+        Ok(kept.1.clone())
     }
 }

@@ -83,7 +83,7 @@ pub(crate) struct Dispatch {
     pub(crate) body: Bytes,
     pub(crate) swapped: Swapped,
     /// Prompt and longest answer, tokens, wherever it goes; the weight in balancing.
-    pub(crate) tokens: i64,
+    pub(crate) tokens: u64,
     /// Prompt tokens judged by bytes, for answers cut before the engine's count.
     pub(crate) prompt_estimate: u32,
     pub(crate) assignment: Option<Assignment>,

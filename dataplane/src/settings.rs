@@ -20,9 +20,9 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Certificate chain and key shown to clients, PEM; `None` is plaintext, for loopback or behind a TLS terminator.
     pub client_tls: Option<(PathBuf, PathBuf)>,
-    /// Where operators find `/metrics`, `/livez` and `/readyz`.
+    /// Where operators find `/metrics`, `/livez`, `/readyz` and `/explain`.
     pub admin_listen: SocketAddr,
-    /// `host:port` of the control plane's link.
+    /// `host:port` of the link of each control plane.
     pub control_addresses: Vec<String>,
     /// Certificate, key and authority for the links and for nodes.
     pub tls: TlsFiles,

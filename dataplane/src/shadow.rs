@@ -3,6 +3,7 @@
 
 use crate::balance::{Assignment, Pick, Preference};
 use crate::edge::Edge;
+use crate::ingress::Ask;
 use crate::journal::Permit;
 use crate::live::{Destination, Route};
 use crate::node_client::Place;
@@ -23,9 +24,11 @@ use uuid::Uuid;
 /// A copy that can be sent.
 struct Copy {
     assignment: Assignment,
-    body: Bytes,
+    /// As the client sent it: it is changed for the model once the copy runs.
+    original: Bytes,
+    ask: Ask,
+    longest: Option<u64>,
     prompt_estimate: u32,
-    is_stream: bool,
     patience: Duration,
     permit: Permit,
     /// With all that is known before.
@@ -57,7 +60,7 @@ fn copy(edge: &Edge, session: &Session, metered: &Metered, route: &Route, to: &D
     let pick = Pick {
         preference: Preference { own: &edge.settings.region, regions: Some(&policy.regions) },
         tried: &[],
-        tokens: i64::try_from(size.most).unwrap_or(i64::MAX),
+        tokens: size.most,
         turn: edge.turn.fetch_add(1, Ordering::Relaxed),
         now_ns: edge.now_ns(),
     };
@@ -65,8 +68,6 @@ fn copy(edge: &Edge, session: &Session, metered: &Metered, route: &Route, to: &D
     let assignment = pick.of(&to.deployment)?;
     let id = EventId(Uuid::now_v7());
     let permit = edge.journal.permit(id.unix_ms())?;
-    let model = Some(to.model.record.id.as_str()).filter(|id| *id != ask.model);
-    let changes = Changes { model, longest: size.longest, is_generated: metered.endpoint.generates() };
     let client = session.client_addr().and_then(|address| address.as_inet());
     let patience = policy.timeouts.total_ms.map(|ms| Duration::from_millis(ms.into()));
     let event = UsageEvent {
@@ -104,9 +105,10 @@ fn copy(edge: &Edge, session: &Session, metered: &Metered, route: &Route, to: &D
     };
     Some(Copy {
         assignment,
-        body: rewrite::body(ask, &dispatch.original, &changes),
+        original: dispatch.original.clone(),
+        ask: ask.clone(),
+        longest: size.longest,
         prompt_estimate: to_u32(size.prompt),
-        is_stream: ask.stream,
         patience: patience.unwrap_or(edge.settings.limits.node_timeout),
         permit,
         event,
@@ -117,7 +119,7 @@ fn copy(edge: &Edge, session: &Session, metered: &Metered, route: &Route, to: &D
 /// Sends it, reads the answer to its end, and records what became of it.
 async fn run(edge: &Edge, copy: Copy) {
     let began = Instant::now();
-    let tap = if copy.is_stream { Tap::stream(false) } else { Tap::json() };
+    let tap = if copy.ask.stream { Tap::stream(false) } else { Tap::json() };
     let mut seen = Seen { tap, status: 0, bytes: 0, first_byte_ms: None };
     let outcome = tokio::time::timeout(copy.patience, ask(edge, &copy, began, &mut seen)).await;
     let Copy { mut event, permit, prompt_estimate, .. } = copy;
@@ -146,6 +148,15 @@ async fn run(edge: &Edge, copy: Copy) {
     drop(permit.record(event));
 }
 
+impl Copy {
+    /// What goes to the node.
+    fn body(&self) -> Bytes {
+        let model = self.event.model.as_deref().filter(|id| *id != self.ask.model);
+        let changes = Changes { model, longest: self.longest, is_generated: self.event.endpoint.generates() };
+        rewrite::body(&self.ask, &self.original, &changes)
+    }
+}
+
 /// What came of an answer.
 struct Seen {
     tap: Tap,
@@ -166,7 +177,7 @@ async fn ask(edge: &Edge, copy: &Copy, began: Instant, seen: &mut Seen) -> reqwe
         .header(headers::MODEL, event.model.as_deref().unwrap_or_default())
         .header(headers::MODEL_VERSION, event.model_version.as_deref().unwrap_or_default())
         .header(headers::PROMPT_ESTIMATE, copy.prompt_estimate)
-        .body(copy.body.clone());
+        .body(copy.body());
     let mut answer = request.send().await?;
     seen.status = answer.status().as_u16();
     while let Some(piece) = answer.chunk().await? {

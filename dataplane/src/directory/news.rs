@@ -2,9 +2,10 @@
 
 use super::records::{Entry, KeyEntry, Listing, ModelEntry, RECORD_TTL};
 use crate::live::Snapshot;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
-use turnpike_config::{Change, KeyDigest, ModelRecord, NodeRecord, OrgRecord};
+use turnpike_config::{Change, KeyDigest, ModelRecord, NodeRecord, OrgId, OrgRecord};
 
 /// From one snapshot to the next.
 #[derive(Clone, Copy)]
@@ -59,24 +60,24 @@ impl News {
         let Step { before, now, changes, is_whole } = *step;
         self.told.retain(|_, told| at.duration_since(*told) < RECORD_TTL);
         let mut digests = BTreeSet::new();
-        let mut changed_orgs = BTreeSet::new();
+        let mut orgs = HashMap::new();
+        let mut changed = |id: &OrgId| *orgs.entry(*id).or_insert_with(|| has_changed(before, now, id));
+        let mut are_all_told = is_whole;
         for change in changes {
             match change {
                 Change::PutKey(key) => drop(digests.insert(key.digest)),
                 Change::DropKey(digest) => drop(digests.insert(*digest)),
-                Change::PutOrg(org) if before.org(&org.id).is_some_and(|was| lasting(&was.record) != lasting(org)) => {
-                    changed_orgs.insert(org.id);
-                }
+                Change::PutOrg(org) => are_all_told |= changed(&org.id),
                 _ => {}
             }
         }
-        if is_whole || !changed_orgs.is_empty() {
+        if are_all_told {
             digests.extend(self.told.keys());
         }
         for digest in digests {
             let record = now.key_record(&digest);
-            let again = record.as_ref().is_some_and(|key| changed_orgs.contains(&key.organization));
-            let again = again && self.told.contains_key(&digest);
+            let told = || self.told.contains_key(&digest);
+            let again = record.as_ref().is_some_and(|key| told() && changed(&key.organization));
             if !again && before.key_record(&digest) == record {
                 continue;
             }
@@ -125,6 +126,14 @@ impl Item {
     pub(super) fn metadata(version: u64, listing: Option<&Listing>) -> Entry<ModelEntry> {
         let record = listing.map(|listing| ModelEntry { model: listing.model.clone() });
         Entry { routing_version: version, record }
+    }
+}
+
+/// Whether an organization is another than before, but for what moves with every request.
+fn has_changed(before: &Snapshot, now: &Snapshot, id: &OrgId) -> bool {
+    match (before.org(id), now.org(id)) {
+        (Some(before), Some(now)) => !Arc::ptr_eq(before, now) && lasting(&before.record) != lasting(&now.record),
+        (before, now) => before.is_some() != now.is_some(),
     }
 }
 
@@ -210,6 +219,25 @@ mod tests {
         assert_eq!(keys(&mut told.news), [], "spending is no news");
         told.take(Change::DropKey(digest));
         assert_eq!(keys(&mut told.news), [(false, 6)]);
+    }
+
+    #[test]
+    fn a_whole_state_tells_keys_again_whose_organization_it_changes() {
+        let mut told = Told::new();
+        let key = told.held.key_record(&KeyDigest::of(fixtures::KEY)).unwrap();
+        told.take(Change::PutKey(turnpike_config::KeyRecord { active: false, ..key.clone() }));
+        assert_eq!(keys(&mut told.news), [(true, 2)]);
+        let mut routing = fixtures::routing();
+        routing.apply(Change::PutKey(turnpike_config::KeyRecord { active: false, ..key.clone() }));
+        let org = told.held.org(&key.organization).unwrap().record.clone();
+        for (version, cache_generation, expected) in [(3, 0, &[][..]), (4, 1, &[(true, 4)]), (5, 1, &[])] {
+            routing.version = version;
+            routing.apply(Change::PutOrg(OrgRecord { cache_generation, ..org.clone() }));
+            let now = fixtures::after(&told.held, &routing).unwrap().snapshot;
+            told.news.take(&Step { before: &told.held, now: &now, changes: &[], is_whole: true }, told.at);
+            told.held = now;
+            assert_eq!(keys(&mut told.news), expected, "version {version}");
+        }
     }
 
     #[test]

@@ -144,8 +144,13 @@ impl Journal {
             .map_err(io_error(directory))?;
         let journal = Self { queue, shared };
         let held = orphans.into_iter().filter_map(|intent| {
-            let mut permit = journal.permit_for(intent.id.unix_ms())?;
-            permit.orphan = Some(Orphan::new(&journal.shared));
+            let orphan = Orphan::new(&journal.shared);
+            let Some(mut permit) = journal.permit_for(intent.id.unix_ms()) else {
+                // More than there are slots: left for the next life, and until then nobody may take usage for complete.
+                std::mem::forget((orphan, journal.shared.began.enter(intent.id.unix_ms())));
+                return None;
+            };
+            permit.orphan = Some(orphan);
             permit.intended = AtomicBool::new(true);
             Some((intent, permit))
         });

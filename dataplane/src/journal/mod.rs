@@ -24,6 +24,9 @@ pub(crate) use reader::{Batch, Reader};
 pub(crate) use record::Intent;
 pub(crate) use state::{Position, Written};
 
+#[cfg(test)]
+pub(crate) use segment::fixtures;
+
 use std::path::PathBuf;
 
 /// Why the journal cannot be used.

@@ -194,6 +194,35 @@ fn an_intent_without_an_event_is_an_orphan_until_it_has_one() {
     assert_eq!(ship_all(directory.path()), [1, 2]);
 }
 
+#[tokio::test]
+async fn requests_of_an_earlier_life_hold_the_books_open_even_if_there_are_more_than_slots() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    let lost = 40_000;
+    for number in 0..lost {
+        let event = event(number);
+        let permit = opened.journal.permit(event.id.unix_ms()).unwrap();
+        let written = permit.intend(intent(&event)).unwrap();
+        if number % 1_000 == 999 {
+            written.wait().await;
+        }
+    }
+    close(opened);
+    let Opened { journal, orphans, threads } = open(directory.path());
+    let handled = orphans.len();
+    assert!(handled < lost as usize, "{handled} at once");
+    for (lost, permit) in orphans {
+        drop(permit.record(UsageEvent { id: lost.id, ..event(1) }));
+    }
+    assert_eq!(journal.ended_before(), None, "of the others nobody knows yet");
+    journal.flush().await;
+    drop(journal);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let opened = open(directory.path());
+    assert_eq!(opened.orphans.len(), lost as usize - handled);
+    close(opened);
+}
+
 /// Fills several segments, with one request running all the time.
 #[test]
 fn intents_and_counts_outlive_the_segments_they_were_written_in() {

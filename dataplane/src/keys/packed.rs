@@ -18,7 +18,7 @@ pub(crate) struct Tables {
 }
 
 /// Keys that are never changed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Packed {
     entries: Vec<Entry>,
     tables: Tables,
@@ -133,6 +133,8 @@ pub(crate) struct Builder {
     rests: Vec<Rest>,
     profiles: Numbers<Vec<u8>, Profile>,
     orgs: Numbers<OrgId, OrgId>,
+    /// Bytes of what keys have in common, as far as it was pushed.
+    weight: usize,
 }
 
 impl Default for Builder {
@@ -145,11 +147,15 @@ impl Builder {
     fn new(tables: Tables) -> Self {
         let profiles = Numbers::new(tables.profiles, Profile::name);
         let orgs = Numbers::new(tables.orgs, |org| *org);
-        Self { entries: Vec::new(), rests: Vec::new(), profiles, orgs }
+        Self { entries: Vec::new(), rests: Vec::new(), profiles, orgs, weight: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    pub(crate) const fn weight(&self) -> usize {
+        self.weight
     }
 
     /// Adds a key; false if it does not come after those before it.
@@ -159,8 +165,16 @@ impl Builder {
             return false;
         }
         let profile = Profile::of(record);
-        let profile = self.profiles.of(profile.name(), || profile);
-        let org = self.orgs.of(record.organization, || record.organization);
+        let (name, weight) = (profile.name(), &mut self.weight);
+        let size = name.len();
+        let profile = self.profiles.of(name, || {
+            *weight += size;
+            profile
+        });
+        let org = self.orgs.of(record.organization, || {
+            *weight += size_of::<OrgId>();
+            record.organization
+        });
         self.entries.push(Fields { short, id: record.id, org, profile, expires_at_ms: record.expires_at_ms }.pack());
         self.rests.push(rest_of(&record.digest));
         true

@@ -83,8 +83,7 @@ impl Within<'_> {
             return Err(Refused::TooLarge { subject: subject(limit), allowed, wanted: need.least_tokens });
         }
         let tokens = self.tokens().map(|limit| (Arc::clone(limit), need.tokens));
-        let money = [&self.organization.budget, &self.organization.prepaid].into_iter().flatten();
-        let spend = money.map(|budget| (Arc::clone(budget), need.spend));
+        let spend = self.organization.money().map(|limit| (Arc::clone(limit), need.spend));
         Ok(tokens.chain(spend).filter(|(_, units)| *units > 0).collect())
     }
 }
@@ -230,7 +229,7 @@ pub(crate) struct LimitState {
     pub(crate) kind: &'static str,
     /// Whose, and within which model.
     pub(crate) of: String,
-    /// Per minute, at once, or micro-dollars a month.
+    /// Per minute, at once, or micro-dollars: a month's, or this region's part of those paid ahead.
     pub(crate) limit: u64,
     /// As far as this edge knows.
     pub(crate) remaining: u64,
@@ -245,13 +244,14 @@ pub(crate) fn states(within: &Within<'_>, now_ns: u64) -> Vec<LimitState> {
             Kind::Requests => "requests per minute",
             Kind::Tokens => "tokens per minute",
             Kind::Concurrent => "requests at once",
+            Kind::Spend if limit.is_prepaid() => "micro-dollars paid ahead",
             Kind::Spend => "micro-dollars a month",
         },
         of: subject(limit),
         limit: limit.share.limit(),
         remaining: limit.share.remaining(now_ns),
     };
-    limits.chain(&within.organization.budget).map(state).collect()
+    limits.chain(within.organization.money()).map(state).collect()
 }
 
 /// Limits as headers: OpenAI's `x-ratelimit-*`, and `RateLimit` with `RateLimit-Policy` as the IETF's draft has them. Of
@@ -312,7 +312,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::limit::Owner;
     use crate::metrics::Metrics;
-    use turnpike_config::{KeyId, ModelLimits, OrgId, RateLimits};
+    use turnpike_config::{Budget, KeyId, ModelLimits, OrgId, Prepaid, RateLimits, RegionShare, Usd};
     use uuid::Uuid;
 
     fn limiter() -> Arc<Limiter> {
@@ -432,6 +432,21 @@ mod tests {
         second.reserve(&within("a"), need).await.unwrap();
         assert!(second.go_over("a", &within("b"), 100).await.is_err(), "b takes one request a minute");
         assert_eq!((left("a"), left("b")), ((4, 400, 0), (0, 450, 1)));
+    }
+
+    #[test]
+    fn operators_are_shown_every_limit_that_holds() {
+        let owner = Owner::Organization(OrgId(Uuid::from_u128(2)));
+        let usd = |pico| Usd { pico };
+        let budget = Budget { monthly: usd(7_000_000), month: 202_601, spent: Usd::ZERO, as_of_ms: 0 };
+        let share = RegionShare { cap: usd(5_000_000), spent: Usd::ZERO, as_of_ms: 0 };
+        let prepaid = Prepaid { regions: [("eu".to_owned(), share)].into(), left: usd(5_000_000) };
+        let organization = Limits::default().with_budget(owner, Some(&budget), None);
+        let organization = organization.with_prepaid(owner, Some(&prepaid), Some("eu"), None);
+        let key = key(RateLimits { requests_per_minute: Some(2), ..NONE }, NONE);
+        let within = Within { model: "m", key: &key, organization: &organization };
+        let shown: Vec<_> = states(&within, 0).into_iter().map(|state| (state.kind, state.limit)).collect();
+        assert_eq!(shown, [("requests per minute", 2), ("micro-dollars a month", 7), ("micro-dollars paid ahead", 5)]);
     }
 
     #[test]

@@ -59,6 +59,38 @@ pub(crate) struct Limit {
     elsewhere: AtomicU64,
 }
 
+/// A limit on money, which is set anew while it is spent, with what it is to be once it is served by.
+#[derive(Clone, Debug)]
+pub(crate) struct Money {
+    pub(crate) limit: Arc<Limit>,
+    units: u64,
+    floor: Floor,
+    elsewhere: u64,
+}
+
+impl Money {
+    /// The limit of the same period is kept.
+    fn new(before: Option<&Self>, owner: Owner, period: &str, units: u64, floor: Floor, elsewhere: u64) -> Self {
+        if let Some(Self { limit, .. }) = before.filter(|before| before.limit.key.ends_with(period)) {
+            return Self { limit: Arc::clone(limit), units, floor, elsewhere };
+        }
+        let limit = Arc::new(Limit::new(owner, None, Kind::Spend, units, period));
+        let new = Self { limit, units, floor, elsewhere };
+        // Nobody has it yet.
+        new.take_effect();
+        new
+    }
+
+    /// For all who spend of it, those among them whose requests began by another routing.
+    fn take_effect(&self) {
+        let Self { limit, units, floor, elsewhere } = self;
+        limit.share.set_limit(*units);
+        limit.floor_units.store(floor.units.to_bits(), Ordering::Release);
+        limit.floor_complete_to.store(floor.complete_to, Ordering::Release);
+        limit.elsewhere.store(*elsewhere, Ordering::Release);
+    }
+}
+
 /// Tells the shares of this process from those of the one before it.
 static PROCESS: LazyLock<u32> = LazyLock::new(rand_u32);
 static SHARES: AtomicU64 = AtomicU64::new(0);
@@ -93,6 +125,11 @@ impl Limit {
         }
     }
 
+    /// Whether it is on money paid ahead.
+    pub(crate) fn is_prepaid(&self) -> bool {
+        self.share.kind() == Kind::Spend && self.key.ends_with(PREPAID)
+    }
+
     /// Whether so many units are more than there is, here and elsewhere, as far as is known.
     pub(crate) fn is_beyond(&self, units: u64) -> bool {
         let most = self.share.limit().saturating_add(self.elsewhere.load(Ordering::Acquire));
@@ -106,14 +143,12 @@ impl Limit {
             complete_to: self.floor_complete_to.load(Ordering::Acquire),
         }
     }
+}
 
-    fn set_floor(&self, spent: Usd, as_of_ms: u64) {
-        #[expect(clippy::cast_precision_loss, reason = "millionths of dollars below 2^53")]
-        let units = micros(spent.pico) as f64;
-        self.floor_units.store(units.to_bits(), Ordering::Release);
-        let complete_to = i64::try_from(as_of_ms.saturating_mul(1_000)).unwrap_or(i64::MAX);
-        self.floor_complete_to.store(complete_to, Ordering::Release);
-    }
+fn floor(spent: Usd, as_of_ms: u64) -> Floor {
+    #[expect(clippy::cast_precision_loss, reason = "millionths of dollars below 2^53")]
+    let units = micros(spent.pico) as f64;
+    Floor { units, complete_to: i64::try_from(as_of_ms.saturating_mul(1_000)).unwrap_or(i64::MAX) }
 }
 
 /// Limits on how many, how much and how many at once.
@@ -129,9 +164,9 @@ pub(crate) struct Rates {
 pub(crate) struct Limits {
     pub(crate) own: Rates,
     within: HashMap<String, Rates>,
-    pub(crate) budget: Option<Arc<Limit>>,
+    budget: Option<Money>,
     /// The region's part of money paid ahead.
-    pub(crate) prepaid: Option<Arc<Limit>>,
+    prepaid: Option<Money>,
 }
 
 impl Limits {
@@ -153,19 +188,28 @@ impl Limits {
     pub(crate) fn with_budget(mut self, owner: Owner, budget: Option<&Budget>, previous: Option<&Self>) -> Self {
         self.budget = budget.map(|budget| {
             let before = previous.and_then(|previous| previous.budget.as_ref());
-            let limit =
-                keep_or(before, owner, None, Kind::Spend, micros(budget.monthly.pico), &budget.month.to_string());
-            limit.set_floor(budget.spent, budget.as_of_ms);
-            limit
+            let (units, floor) = (micros(budget.monthly.pico), floor(budget.spent, budget.as_of_ms));
+            Money::new(before, owner, &budget.month.to_string(), units, floor, 0)
         });
         self
+    }
+
+    /// Limits on money.
+    pub(crate) fn money(&self) -> impl Iterator<Item = &Arc<Limit>> {
+        [&self.budget, &self.prepaid].into_iter().flatten().map(|money| &money.limit)
+    }
+
+    /// They are served by from now on: what is shared with those before is set. Not sooner, since what is being made may
+    /// yet be refused.
+    pub(crate) fn take_effect(&self) {
+        [&self.budget, &self.prepaid].into_iter().flatten().for_each(Money::take_effect);
     }
 
     /// Whether nobody else holds any of it: no request has something reserved, and the limiter looks after nothing.
     pub(crate) fn is_settled(&self) -> bool {
         let rates = std::iter::once(&self.own).chain(self.within.values());
         let limits = rates.flat_map(|rates| [&rates.requests, &rates.tokens, &rates.concurrent]);
-        limits.chain([&self.budget, &self.prepaid]).flatten().all(|limit| Arc::strong_count(limit) == 1)
+        limits.flatten().chain(self.money()).all(|limit| Arc::strong_count(limit) == 1)
     }
 
     /// With what `region` may spend of an organization's money paid ahead: nothing, if it is not known to have a part.
@@ -179,11 +223,10 @@ impl Limits {
         self.prepaid = prepaid.map(|prepaid| {
             let before = previous.and_then(|previous| previous.prepaid.as_ref());
             let share = region.and_then(|region| prepaid.regions.get(region)).copied().unwrap_or_default();
-            let limit = keep_or(before, owner, None, Kind::Spend, whole_micros(share.cap.pico), PREPAID);
-            limit.set_floor(share.spent, share.as_of_ms);
             let here = share.cap.pico.saturating_sub(share.spent.pico).max(0);
-            limit.elsewhere.store(whole_micros(prepaid.left.pico.saturating_sub(here)), Ordering::Release);
-            limit
+            let elsewhere = whole_micros(prepaid.left.pico.saturating_sub(here));
+            let floor = floor(share.spent, share.as_of_ms);
+            Money::new(before, owner, PREPAID, whole_micros(share.cap.pico), floor, elsewhere)
         });
         self
     }
@@ -234,13 +277,8 @@ fn keep_or(
     units: u64,
     period: &str,
 ) -> Arc<Limit> {
-    let kept = before.filter(|limit| match kind {
-        Kind::Spend => limit.key.ends_with(period),
-        _ => limit.share.limit() == units,
-    });
-    let Some(kept) = kept else { return Arc::new(Limit::new(owner, model, kind, units, period)) };
-    kept.share.set_limit(units);
-    Arc::clone(kept)
+    let kept = before.filter(|limit| limit.share.limit() == units);
+    kept.map_or_else(|| Arc::new(Limit::new(owner, model, kind, units, period)), Arc::clone)
 }
 
 #[cfg(test)]
@@ -282,10 +320,10 @@ mod tests {
         let budget =
             |month| Budget { monthly: Usd { pico: 12_500_000_000_000 }, month, spent: Usd { pico: 1 }, as_of_ms: 5 };
         let first = Limits::default().with_budget(owner, Some(&budget(202_601)), None);
-        let limit = first.budget.as_ref().unwrap();
+        let limit = first.money().next().unwrap();
         assert_eq!((limit.share.limit(), limit.floor()), (12_500_000, Floor { units: 1.0, complete_to: 5_000 }));
         let next = Limits::default().with_budget(owner, Some(&budget(202_602)), Some(&first));
-        assert!(next.budget.as_ref().unwrap().key.ends_with(":202602"));
+        assert!(next.money().next().unwrap().key.ends_with(":202602"));
     }
 
     #[test]
@@ -300,7 +338,7 @@ mod tests {
             Limits::default().with_prepaid(owner, Some(prepaid), region, before)
         };
         let first = compile(&told(5_999_999), Some("eu"), None);
-        let limit = first.prepaid.clone().unwrap();
+        let limit = Arc::clone(first.money().next().unwrap());
         assert_eq!(limit.key, "budget:{org:00000000-0000-0000-0000-000000000007}:prepaid");
         assert_eq!(
             (limit.share.limit(), limit.floor()),
@@ -310,10 +348,13 @@ mod tests {
         // Five here, four elsewhere, of which two are spent.
         assert!(!limit.is_beyond(7) && limit.is_beyond(8));
         let second = compile(&told(3_000_000), Some("eu"), Some(&first));
+        assert_eq!(limit.share.limit(), 5, "it may yet be refused");
+        second.take_effect();
         assert_eq!(limit.share.limit(), 3, "a request that pinned the first routing");
-        assert!(Arc::ptr_eq(&limit, second.prepaid.as_ref().unwrap()));
+        assert!(Arc::ptr_eq(&limit, second.money().next().unwrap()));
         for region in [Some("us"), None] {
-            let other = compile(&told(3_000_000), region, None).prepaid.unwrap();
+            let other = compile(&told(3_000_000), region, None);
+            let other = other.money().next().unwrap();
             assert_eq!((other.share.limit(), other.is_beyond(9), other.is_beyond(10)), (0, false, true));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use turnpike_config::link::{Role, domain};
 use turnpike_config::{NodeRecord, NodeState, NodeUrl};
 
@@ -15,6 +15,8 @@ pub(crate) struct Node {
     pub(crate) tls_name: Option<String>,
     pub(crate) record: NodeRecord,
     pub(crate) live: Arc<NodeLive>,
+    /// Ready again after an absence, and not served by yet.
+    returns: AtomicBool,
 }
 
 /// Counters of a node, kept across snapshots.
@@ -80,19 +82,19 @@ impl Node {
         let unmoved = previous.filter(|node| node.record.url == record.url);
         // A name that stops resolving keeps its last address.
         let address = resolve(&url).or_else(|| unmoved.map(|node| node.address))?;
-        let live = match previous {
-            // Ready again after an absence: forget the failures that the absence caused.
-            Some(node) if record.state != NodeState::Ready || node.record.state == NodeState::Ready => {
-                Arc::clone(&node.live)
-            }
-            Some(node) => {
-                node.live.answered();
-                Arc::clone(&node.live)
-            }
-            None => Arc::default(),
-        };
+        let live = previous.map(|node| Arc::clone(&node.live)).unwrap_or_default();
+        let was_away = |node: &Self| node.record.state != NodeState::Ready || node.returns.load(Ordering::Relaxed);
+        let returns = AtomicBool::new(record.state == NodeState::Ready && previous.is_some_and(was_away));
         let tls_name = url.tls.then(|| domain(Role::Node, &record.name));
-        Some(Self { name: record.name.as_str().into(), address, tls_name, record, live })
+        Some(Self { name: record.name.as_str().into(), address, tls_name, record, live, returns })
+    }
+
+    /// It is served by from now on: after an absence, the failures that the absence caused are forgotten. Not sooner, since
+    /// what is being made may yet be refused.
+    pub(super) fn take_effect(&self) {
+        if self.returns.swap(false, Ordering::Relaxed) {
+            self.live.answered();
+        }
     }
 
     /// Whether it answers for a version of a model.

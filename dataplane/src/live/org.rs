@@ -11,7 +11,8 @@ pub(crate) struct Org {
 }
 
 impl Org {
-    /// Limits that did not change are kept from `previous`.
+    /// Limits that did not change are kept from `previous`, and what is shared with it stays as it is until the new one
+    /// [takes effect](Limits::take_effect).
     ///
     /// Without a region, money that is paid ahead is not spent: the control plane, which gives it out to regions, would
     /// not know of this edge.

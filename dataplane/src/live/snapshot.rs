@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use turnpike_config::log::Position;
 use turnpike_config::routing::Map;
 use turnpike_config::{
-    CacheKey, KeyDigest, KeyRecord, ModelRecord, NodeRecord, OrgId, OrgRecord, RouteId, RouteRecord, World,
+    CacheKey, Change, KeyDigest, KeyRecord, ModelRecord, NodeRecord, OrgId, OrgRecord, RouteId, RouteRecord, World,
 };
 
 /// Numbers of snapshots; 0 is the empty one's.
@@ -152,6 +152,22 @@ impl Snapshot {
     #[must_use]
     pub(crate) fn renewed(self) -> Self {
         Self { serial: SERIALS.fetch_add(1, Ordering::Relaxed), ..self }
+    }
+
+    /// It is served by from now on. What its organizations and nodes share with those before is set as `changes` want it;
+    /// `None` if all of it was replaced.
+    pub(crate) fn take_effect(&self, changes: Option<&[Change]>) {
+        let Some(changes) = changes else {
+            self.orgs.values().for_each(|org| org.limits.take_effect());
+            return self.nodes.values().for_each(|node| node.take_effect());
+        };
+        for change in changes {
+            match change {
+                Change::PutOrg(org) => drop(self.orgs.get(&org.id).map(|org| org.limits.take_effect())),
+                Change::PutNode(node) => drop(self.nodes.get(&node.name).map(|node| node.take_effect())),
+                _ => {}
+            }
+        }
     }
 
     /// A key that this state does not have yet.

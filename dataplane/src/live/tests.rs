@@ -1,6 +1,8 @@
 use super::*;
 use std::sync::Arc;
-use turnpike_config::{Change, KeyDigest, KeyId, KeyRecord, ModelRecord, RateLimits};
+use turnpike_config::{
+    Budget, Change, KeyDigest, KeyId, KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, RateLimits, Usd,
+};
 use uuid::Uuid;
 
 fn digest() -> KeyDigest {
@@ -143,6 +145,37 @@ fn what_is_unfit_is_refused_with_the_reason() {
     assert!(refused(&[Change::PutKey(KeyRecord { limits, ..record.clone() })]).contains("admits nothing"));
     // What was changed again on the way counts as it is in the end.
     assert_eq!(refused(&[Change::PutKey(record), Change::DropKey(digest()), Change::DropOrg(org)]), "");
+}
+
+#[test]
+fn what_is_shared_changes_once_it_is_served_by_and_not_when_it_is_refused() {
+    let first = fixtures::snapshot();
+    let record = first.org(&first.key(&digest()).unwrap().record.organization).unwrap().record.clone();
+    let org = |pico| {
+        let budget = Budget { monthly: Usd { pico }, month: 202_601, spent: Usd { pico: pico / 2 }, as_of_ms: 5 };
+        OrgRecord { budget: Some(budget), ..record.clone() }
+    };
+    let node = |state| NodeRecord { state, ..first.node("a").unwrap().record.clone() };
+    let first = stepped(&first, &[Change::PutOrg(org(8_000_000)), Change::PutNode(node(NodeState::Unhealthy))]);
+    let limit = Arc::clone(first.org(&record.id).unwrap().limits.money().next().unwrap());
+    let seen = || (limit.share.limit(), limit.floor().units);
+    let live = Arc::clone(&first.node("a").unwrap().live);
+    live.failed(0);
+    let strange = KeyRecord {
+        organization: turnpike_config::OrgId(Uuid::from_u128(77)),
+        ..first.key(&digest()).unwrap().record.clone()
+    };
+    let changes = [Change::PutOrg(org(2_000_000)), Change::PutNode(node(NodeState::Ready)), Change::PutKey(strange)];
+    assert!(step(&first, &changes).is_err());
+    assert_eq!((seen(), live.is_resting(1)), ((8, 4.0), true));
+    let second = stepped(&first, &changes[..2]);
+    assert_eq!((seen(), live.is_resting(1)), ((8, 4.0), true), "it is not served by yet");
+    second.take_effect(Some(&changes[..2]));
+    assert_eq!((seen(), live.is_resting(1)), ((2, 1.0), false));
+    // A failure after its return counts, whatever is pushed of it next.
+    live.failed(0);
+    stepped(&second, &changes[1..2]).take_effect(None);
+    assert!(live.is_resting(1));
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod generations;
 mod keeper;
 mod log;
 mod open;
+mod queue;
 mod recover;
 mod starts;
 

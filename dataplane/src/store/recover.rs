@@ -7,6 +7,7 @@ use super::log::{Reader, Record};
 use crate::image::{Image, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use turnpike_config::Change;
 use turnpike_config::log::Position;
 
@@ -39,6 +40,18 @@ pub(super) struct Found {
 impl Found {
     fn new(at: Position, state: State, is_second_choice: bool) -> Self {
         Self { at, image: Image::of(state), early: Early::new(), end: None, is_second_choice }
+    }
+
+    /// Takes a record that follows.
+    fn take(&mut self, record: Record) {
+        let Record { to, changes, early, .. } = record;
+        if let Some(version) = early {
+            self.early.insert(version, changes);
+            return;
+        }
+        self.at = to;
+        self.early = self.early.split_off(&(to.version + 1));
+        changes.into_iter().for_each(|change| self.image.apply(change));
     }
 }
 
@@ -102,12 +115,7 @@ fn follow(path: &Path, found: &mut Found, stop: Option<Position>) -> Result<(u64
             Ok(Some((record, before))) if record.from != found.at || Some(record.to) == stop => {
                 return Ok((before, false));
             }
-            Ok(Some((Record { early: Some(version), changes, .. }, _))) => drop(found.early.insert(version, changes)),
-            Ok(Some((Record { to, changes, .. }, _))) => {
-                found.at = to;
-                found.early = found.early.split_off(&(to.version + 1));
-                changes.into_iter().for_each(|change| found.image.apply(change));
-            }
+            Ok(Some((record, _))) => found.take(record),
             Err(error) => {
                 let version = found.at.version;
                 tracing::warn!(file = %path.display(), %error, version, "a log of routing is torn: used up to there");
@@ -121,4 +129,14 @@ fn follow(path: &Path, found: &mut Found, stop: Option<Position>) -> Result<(u64
 pub(super) fn reread(directory: &Path) -> std::io::Result<(Base, Early)> {
     let found = newest(directory, &generations(directory)?, None);
     Ok(found.map(|found| (Base::new(found.at, found.image.finish()), found.early)).unwrap_or_default())
+}
+
+/// A state with the steps that follow on it.
+pub(super) fn folded(base: Base, early: Early, steps: Vec<Record>) -> (Base, Early) {
+    let Base { at, records, keys, rests } = base;
+    let (records, keys, rests) =
+        (Arc::unwrap_or_clone(records), Arc::unwrap_or_clone(keys), Arc::unwrap_or_clone(rests));
+    let mut found = Found { early, ..Found::new(at, State { records, keys, rests }, false) };
+    steps.into_iter().for_each(|step| found.take(step));
+    (Base::new(found.at, found.image.finish()), found.early)
 }

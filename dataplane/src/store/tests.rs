@@ -270,3 +270,81 @@ fn a_deadly_whole_state_is_given_up_for_the_generation_before() {
     let opened = last(&disk);
     assert_eq!((opened.given_up, opened.distrusted, opened.state.map(|base| base.at)), (None, None, Some(at(1))));
 }
+
+/// Where a whole state is written first: with something in its way the disk refuses it.
+fn in_the_way(disk: &Disk) -> std::path::PathBuf {
+    let path = base_path(disk.path(), disk.newest() + 1).with_extension("tmp");
+    std::fs::create_dir(&path).unwrap();
+    path
+}
+
+#[test]
+fn a_whole_state_that_the_disk_refuses_is_written_later_with_all_that_followed() {
+    for steps in [3, 3_000] {
+        let mut disk = Disk::new();
+        let keeper = disk.keeper();
+        disk.whole(&keeper, fixtures::routing());
+        disk.step(&keeper, vec![Change::PutKey(key(1))]);
+        flush(&keeper);
+        let before = disk.expected.clone();
+        let obstacle = in_the_way(&disk);
+        let next = Routing { version: 9, ..before.clone() };
+        disk.whole(&keeper, next);
+        for n in 0..steps {
+            disk.step(&keeper, vec![Change::PutKey(key(n % 40)), Change::DropKey(key(n.wrapping_sub(20) % 40).digest)]);
+        }
+        let last = at(disk.expected.version);
+        let early = vec![Change::DropKey(key(3).digest)];
+        keeper.step(Record { from: last, to: last, changes: early, early: Some(last.version + 2) });
+        flush(&keeper);
+        let refused = base_path(disk.path(), disk.newest());
+        std::fs::remove_dir(obstacle).unwrap();
+        // By itself.
+        let began = std::time::Instant::now();
+        while !refused.exists() {
+            assert!(began.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        flush(&keeper);
+        let opened = open(disk.path(), 3).unwrap();
+        assert_eq!(opened.state.as_ref().map(routing).as_ref(), Some(&disk.expected), "after {steps} steps");
+        assert_eq!(opened.early.len(), 1);
+    }
+}
+
+#[test]
+fn what_a_full_disk_does_not_take_becomes_a_whole_state_and_is_bounded() {
+    let mut disk = Disk::new();
+    let keeper = disk.keeper();
+    disk.whole(&keeper, fixtures::routing());
+    flush(&keeper);
+    let log = log::Log::reopen(Path::new("/dev/full"), 0).unwrap();
+    let generations = generations::Generations::new(disk.path(), disk.newest(), log, at(1));
+    let mut work = keeper::Work::new(generations, starts::Starts::read(disk.path()));
+    for n in 0..2_500 {
+        let (from, changes) = (position(&disk.expected), vec![Change::PutKey(key(n))]);
+        changes.iter().cloned().for_each(|change| disk.expected.apply(change));
+        disk.expected.version += 1;
+        work.step(Record { from, to: at(disk.expected.version), changes, early: None });
+        assert!(work.unwritten.len() < queue::WAITING);
+    }
+    // Its end is its last try: the whole state goes elsewhere than the log.
+    let queue = queue::Queue::default();
+    queue.close();
+    work.run(&queue);
+    assert_eq!(disk.found().as_ref(), Some(&disk.expected));
+}
+
+#[test]
+fn a_state_on_disk_that_cannot_be_served_by_gives_way_to_one_from_nothing() {
+    let mut disk = Disk::new();
+    let keeper = disk.keeper();
+    disk.whole(&keeper, fixtures::routing());
+    disk.step(&keeper, vec![Change::PutKey(key(1))]);
+    flush(&keeper);
+    disk.expected = Routing::default();
+    disk.step(&keeper, fixtures::routing().changes().collect());
+    disk.step(&keeper, vec![Change::PutKey(key(2))]);
+    flush(&keeper);
+    assert_eq!(disk.found().as_ref(), Some(&disk.expected));
+}

@@ -133,7 +133,10 @@ impl Adopter {
     /// What takes a while and is not urgent: packs keys anew once many have changed.
     pub(super) fn tidy(&self) {
         let mut held = self.held();
-        if let Some(state) = held.state.repacked().filter(|_| held.early.is_empty()) {
+        if !held.early.is_empty() {
+            return;
+        }
+        if let Some(state) = held.state.repacked() {
             held.state = state.clone();
             self.edge.snapshot.store(Arc::new(state.renewed()));
         }
@@ -153,6 +156,7 @@ impl Adopter {
             self.names.notify_one();
         }
         let snapshot = Arc::new(snapshot.renewed());
+        snapshot.take_effect(changes);
         self.edge.snapshot.store(Arc::clone(&snapshot));
         let metrics = &self.edge.metrics;
         metrics.apply_seconds.set(began.elapsed().as_secs_f64());
