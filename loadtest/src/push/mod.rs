@@ -70,6 +70,8 @@ async fn measure(args: &Args, turnpike: PathBuf) -> anyhow::Result<Figures> {
         keys.push(deployment.make_key().await?);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
+    // Before there is a crowd, which would serve by these changes too.
+    let few = wire(&deployment, FEW_KEYS.max(args.changes) + 1).await?;
 
     let before_kib = deployment.rss_kib()?;
     let began = Instant::now();
@@ -83,8 +85,6 @@ async fn measure(args: &Args, turnpike: PathBuf) -> anyhow::Result<Figures> {
 
     let (changed, cpu) =
         latencies(args, &deployment, &crowd, &keys, |key, round| deployment.change(key, round)).await?;
-    // Before the keys are revoked, and beside the crowd, whose links are others.
-    let few = wire(&deployment, FEW_KEYS.max(args.changes) + 1).await?;
     let (revoked, _) = latencies(args, &deployment, &crowd, &keys, |key, _| deployment.revoke(key)).await?;
     ensure!(crowd.lost() == 0, "{} links were lost meanwhile", crowd.lost());
     drop(crowd);
