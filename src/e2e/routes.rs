@@ -187,6 +187,7 @@ async fn what_cannot_answer_is_gone_around_and_paid_for_as_what_answered() {
         .await;
     let policy = json!({"targets": [to("1", 1), to("2", 0)], "fallbacks": [{"model": MODEL, "version": "2"}, {"model": "small"}]});
     fleet.add_route("chat", policy).await;
+    until_counted(&fleet).await;
     assert_eq!(by(&ask(&fleet, "chat").await), "echo@1");
     // An answer of the usual length would cost 12 dollars at the last fallback, and 12 cents at the model itself.
     let billing = format!("/organizations/{}/billing", fleet.organization);

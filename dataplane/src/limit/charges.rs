@@ -434,6 +434,29 @@ mod tests {
         assert_eq!((left("a"), left("b")), ((4, 400, 0), (0, 450, 1)));
     }
 
+    #[tokio::test]
+    async fn a_budget_that_is_raised_lets_requests_in_at_once() {
+        let owner = Owner::Organization(OrgId(Uuid::from_u128(2)));
+        let budget = |dollars: i128| {
+            let monthly = Usd { pico: dollars * 1_000_000_000_000 };
+            // The books are complete beyond the edge's start.
+            Budget { monthly, month: 202_601, spent: Usd::ZERO, as_of_ms: crate::request::unix_ms() + 60_000 }
+        };
+        let (limiter, key) = (limiter(), Limits::default());
+        let reserve = async |organization: &Limits| {
+            let mut charges = Charges::admit(&limiter, &key, organization).await?;
+            let within = Within { model: "m", key: &key, organization };
+            charges.reserve(&within, Need { least_tokens: 1, tokens: 1, spend: 12_000_000 }).await
+        };
+        let little = Limits::default().with_budget(owner, Some(&budget(5)), None);
+        for _ in 0..2 {
+            assert!(reserve(&little).await.is_err());
+        }
+        let enough = Limits::default().with_budget(owner, Some(&budget(1_000)), Some(&little));
+        enough.take_effect();
+        assert_eq!(reserve(&enough).await, Ok(()));
+    }
+
     #[test]
     fn operators_are_shown_every_limit_that_holds() {
         let owner = Owner::Organization(OrgId(Uuid::from_u128(2)));

@@ -213,7 +213,10 @@ impl Share {
     /// There is more money, or less. Requests that began by another routing see it at once, so that none asks for units by a
     /// limit that does not hold any more: what is held already is spent within a lease's life or given back.
     pub(crate) fn set_limit(&self, units: u64) {
-        self.limit.store(units, Ordering::Release);
+        if self.limit.swap(units, Ordering::AcqRel) < units {
+            // What there was too little of, there may be enough of now: the bucket is asked again.
+            self.short_ns.store(0, Ordering::Release);
+        }
     }
 
     fn terms(&self) -> Terms {
@@ -431,7 +434,8 @@ impl Share {
         self.expires_ns.store(sent_ns.saturating_add(life_ns), Ordering::Release);
         self.left.store(grant.left.to_bits(), Ordering::Release);
         self.left_ns.store(now_ns, Ordering::Release);
-        let short = grant.granted < ask.want;
+        // Too little by terms that hold no more says nothing of those that do.
+        let short = grant.granted < ask.want && ask.terms == self.terms();
         if short {
             self.short_left.store(grant.left.to_bits(), Ordering::Release);
             self.pace_ns.store(if self.is_exact() { 0 } else { now_ns.saturating_add(PACE_NS) }, Ordering::Release);
