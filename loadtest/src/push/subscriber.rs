@@ -145,7 +145,8 @@ impl Crowd {
         Ok(Self { size: size as usize, served: receive.into(), lost, _edges: edges })
     }
 
-    /// How long after `began` each serves by the change; all of them, before the next one is made.
+    /// How long after `began` each serves by the change; all of them, before the next one is made. What they had to catch up
+    /// with before does not count.
     pub(crate) async fn until_served(&self, round: u32, began: Instant) -> anyhow::Result<Vec<Duration>> {
         let mut served = self.served.lock().await;
         let mut all = Vec::with_capacity(self.size);
@@ -154,7 +155,7 @@ impl Crowd {
             let (count, lost) = (all.len(), self.lost());
             let next =
                 next.with_context(|| format!("change {round}: {count} of {} serve by it, {lost} are lost", self.size));
-            all.push(next?.context("all links are lost")?.duration_since(began));
+            all.extend(next?.context("all links are lost")?.checked_duration_since(began));
         }
         Ok(all)
     }
