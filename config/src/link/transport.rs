@@ -24,7 +24,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// The same where there is another control plane to turn to.
 const KEEP_ALIVE_OF_SEVERAL: Duration = Duration::from_millis(500);
 /// Streams one peer may hold open at once.
-const MAX_STREAMS: u32 = 16;
+const MAX_STREAMS: u32 = 12;
 /// Who gets no answer by QUIC for so long tries TCP.
 pub(super) const QUIC_PATIENCE: Duration = Duration::from_secs(3);
 /// Room for datagrams that wait: thousands of edges acknowledge one change at once.

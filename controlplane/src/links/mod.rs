@@ -12,7 +12,7 @@ pub(crate) use watch::watch_silence;
 
 use crate::context::Context;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -51,12 +51,17 @@ pub(crate) async fn serve(server: Arc<LinkServer>, context: Arc<Context>, stop: 
         let Some(incoming) = incoming else { break };
         // Too many that do not come to an end: who is turned away comes again.
         let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
-        let (context, stop, by_tcp) = (Arc::clone(&context), stop.clone(), Arc::clone(&by_tcp));
+        let serve = {
+            let (context, stop, by_tcp) = (Arc::clone(&context), stop.clone(), Arc::clone(&by_tcp));
+            move |(peer, link)| serve_peer(peer, link, context, stop, by_tcp)
+        };
+        let links = tasks.clone();
         tasks.spawn(async move {
             let authenticated = timeout(OPENING, LinkServer::authenticate(incoming)).await;
             drop(handshake);
             match authenticated {
-                Ok(Ok((peer, link))) => Box::pin(serve_bounded(peer, link, context, stop, &by_tcp)).await,
+                // On a task of its own: what the handshake needed is given back, of thousands of links.
+                Ok(Ok(authenticated)) => drop(links.spawn(serve(authenticated))),
                 Ok(Err(error)) => warn!(%error, "a peer was turned away"),
                 Err(_) => debug!("a handshake took too long"),
             }
@@ -70,34 +75,55 @@ pub(crate) async fn serve(server: Arc<LinkServer>, context: Arc<Context>, stop: 
 /// Links by TCP, which have a stream each, by peer.
 type ByTcp = Mutex<HashMap<Peer, usize>>;
 
-/// Serves a peer unless it has too many links by TCP.
-async fn serve_bounded(peer: Peer, link: Link, context: Arc<Context>, stop: CancellationToken, by_tcp: &ByTcp) {
-    if link.transport() == Transport::Quic {
-        return serve_peer(peer, link, context, stop).await;
+/// Counts a link by TCP until dropped.
+struct Counted {
+    peer: Peer,
+    by_tcp: Arc<ByTcp>,
+}
+
+impl Counted {
+    /// `None` if the peer has too many.
+    fn enter(peer: &Peer, by_tcp: Arc<ByTcp>) -> Option<Self> {
+        let counted = Self { peer: peer.clone(), by_tcp };
+        let count = {
+            let mut counts = counted.counts();
+            let count = counts.entry(peer.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        (count <= MAX_STREAMS).then_some(counted)
     }
-    let counts = || by_tcp.lock().unwrap_or_else(PoisonError::into_inner);
-    let admitted = {
-        let mut counts = counts();
-        let count = counts.entry(peer.clone()).or_default();
-        *count += 1;
-        *count <= MAX_STREAMS
-    };
-    if admitted {
-        serve_peer(peer.clone(), link, context, stop).await;
-    } else {
-        warn!(role = ?peer.role, name = peer.name, "too many links by TCP");
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<Peer, usize>> {
+        self.by_tcp.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let mut counts = counts();
-    if let Some(count) = counts.get_mut(&peer) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(&peer);
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.counts();
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
         }
     }
 }
 
-async fn serve_peer(peer: Peer, link: Link, context: Arc<Context>, stop: CancellationToken) {
+/// Serves a peer unless it has too many links by TCP.
+async fn serve_peer(peer: Peer, link: Link, context: Arc<Context>, stop: CancellationToken, by_tcp: Arc<ByTcp>) {
     let (from, transport) = (link.remote_address(), link.transport());
+    let _counted = match transport {
+        Transport::Quic => None,
+        Transport::Tcp => {
+            let Some(counted) = Counted::enter(&peer, by_tcp) else {
+                warn!(role = ?peer.role, name = peer.name, "too many links by TCP");
+                return;
+            };
+            Some(counted)
+        }
+    };
     info!(role = ?peer.role, name = peer.name, %from, transport = transport.name(), "link up");
     let peer = Arc::new(peer);
     let tasks = TaskTracker::new();

@@ -2,7 +2,7 @@
 
 use super::Stream;
 use crate::context::Context;
-use crate::feed::{Frame, Published};
+use crate::feed::Published;
 use crate::metrics::PushKind;
 use crate::roster::EdgeLive;
 use crate::store::edges::News;
@@ -10,14 +10,14 @@ use chrono::Utc;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use turnpike_config::link::{Link, LinkError, Receiver, Sender, read_frame, write_frame};
 use turnpike_config::log::Position;
 use turnpike_config::push::{ChunkReply, ChunkRequest, EdgeHello, PushReply, Session, Want};
 
-/// An edge takes a frame and answers a delta within this time, or its link is closed; it will reconnect and start over.
+/// An edge answers a delta within this time, or its link is closed; it will reconnect and start over.
 const PUSH_DEADLINE: Duration = Duration::from_secs(60);
 /// An edge fetches and adopts a whole state within this time.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
@@ -142,7 +142,7 @@ impl<'a> Push<'a> {
                     Some(frame) => {
                         self.session.sent_delta(head);
                         self.wrote(PushKind::Delta, published);
-                        write(send, frame).await?;
+                        send.write_shared(frame).await?;
                     }
                     None => self.send_snapshot(published, send).await?,
                 }
@@ -151,7 +151,7 @@ impl<'a> Push<'a> {
             Want::Urgent(after) => {
                 for frame in self.context.feed.urgent_after(after, self.edge) {
                     self.context.metrics.count_push(PushKind::Urgent);
-                    write(send, frame).await?;
+                    send.write_shared(frame).await?;
                 }
                 self.session.sent_urgent(head.version);
             }
@@ -164,7 +164,7 @@ impl<'a> Push<'a> {
         let (frame, at) = manifest.ok_or_else(|| LinkError::Lost("no snapshot can be made".to_owned()))?;
         self.session.sent_snapshot(at, self.serves);
         self.wrote(PushKind::Snapshot, published);
-        write(send, frame).await
+        send.write_shared(frame).await
     }
 
     fn wrote(&mut self, kind: PushKind, published: &Arc<Published>) {
@@ -214,12 +214,6 @@ impl<'a> Push<'a> {
 async fn next_reply(mut recv: Receiver) -> (Receiver, Result<Option<PushReply>, LinkError>) {
     let reply = read_frame(&mut recv).await;
     (recv, reply)
-}
-
-async fn write(send: &mut Sender, frame: Frame) -> Result<(), LinkError> {
-    timeout(PUSH_DEADLINE, send.write_shared(frame))
-        .await
-        .map_err(|_| LinkError::Lost("the edge does not take what it is sent".to_owned()))?
 }
 
 /// Hands out pieces of states until the edge has enough.
