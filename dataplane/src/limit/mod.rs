@@ -10,6 +10,7 @@ mod clock;
 #[cfg(test)]
 mod contract;
 mod held;
+mod known;
 mod ledger;
 mod limiter;
 mod memory;

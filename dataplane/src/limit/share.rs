@@ -10,6 +10,7 @@
 use super::ask::{Ask, Floor, Grant, Refill, Terms};
 use super::clock::Vouch;
 use super::held::{Held, MOST, View};
+use super::known::{Known, SECOND, real};
 use super::reach::Reach;
 use crate::bucket::{Bucket, RetryAfter};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,8 +32,6 @@ const LEAST_LEASE: f64 = 4.0;
 const PACE_NS: u64 = 100_000_000;
 /// Requests at once: how soon somebody may have let go.
 const RELEASE_PACE_NS: u64 = 20_000_000;
-/// Demand is averaged over about this time, seconds.
-const DEMAND_S: f64 = 0.5;
 /// Most of a bucket that one edge borrows, as a divisor.
 const MOST_OF_BUCKET: f64 = 8.0;
 /// Units that were not touched for this long are given back.
@@ -42,8 +41,6 @@ const MARGIN_S: f64 = 1.0;
 
 /// How long an edge that asks for each request admits nothing once it is alone.
 const GRACE_NS: u64 = 1_000_000_000;
-
-const SECOND: f64 = 1e9;
 
 /// What is limited, and how units come back after use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,21 +93,6 @@ enum Tenure {
     Local,
 }
 
-/// What is known about the bucket; changed only with asks and grants.
-#[derive(Debug, Default)]
-struct Known {
-    generation: String,
-    credited: f64,
-    asking: bool,
-    asked_ns: u64,
-    /// Units ever wanted, and when: what demand is measured from.
-    wanted_then: u64,
-    measured_ns: u64,
-    demand_per_s: f64,
-    /// When the share was last seen to change.
-    active_ns: u64,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Share {
@@ -141,11 +123,6 @@ pub(crate) struct Share {
     left: AtomicU64,
     left_ns: AtomicU64,
     known: Mutex<Known>,
-}
-
-#[expect(clippy::cast_precision_loss, reason = "units and nanoseconds are far below 2^53")]
-const fn real(n: u64) -> f64 {
-    n as f64
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and negative becomes 0")]
@@ -478,24 +455,5 @@ impl Share {
             Refill::PerSecond(rate) => real(self.limit().saturating_sub(self.remaining(now_ns))) / rate,
             Refill::OnRelease | Refill::Never => 0.0,
         }
-    }
-}
-
-impl Known {
-    /// Averages the demand since it was last measured.
-    fn measure(&mut self, wanted: u64, now_ns: u64) {
-        let new = wanted.wrapping_sub(self.wanted_then);
-        if new > 0 || self.measured_ns == 0 {
-            self.active_ns = now_ns;
-        }
-        let elapsed = real(now_ns.saturating_sub(self.measured_ns)) / SECOND;
-        if self.measured_ns == 0 || elapsed < 0.005 {
-            self.measured_ns = if self.measured_ns == 0 { now_ns } else { self.measured_ns };
-            return;
-        }
-        let weight = 1.0 - (-elapsed / DEMAND_S).exp();
-        self.demand_per_s += (real(new) / elapsed - self.demand_per_s) * weight;
-        self.wanted_then = wanted;
-        self.measured_ns = now_ns;
     }
 }
