@@ -10,7 +10,7 @@ use crate::request::{Dispatch, Metered, Request};
 use crate::size::{Size, to_u32};
 use pingora::upstreams::peer::HttpPeer;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use turnpike_config::crash_point;
 use turnpike_config::route::{Retries, Timeouts};
@@ -19,6 +19,15 @@ use turnpike_config::route::{Retries, Timeouts};
 const TRIES: usize = 3;
 /// Shorter than engines keep a connection, so that we never send into one that is closing.
 const NODE_IDLE: Duration = Duration::from_secs(50);
+
+/// Tells threads apart.
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Each thread keeps connections of its own: on one that another thread watches, every byte that comes would have to be
+    /// told from thread to thread.
+    static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// Picks the node for this try.
 pub(crate) async fn assign(edge: &Edge, request: &mut Request) -> Result<Box<HttpPeer>, Reject> {
@@ -157,6 +166,7 @@ fn peer(edge: &Edge, assignment: &Assignment, timeouts: Timeouts) -> HttpPeer {
     if node.tls_name.is_some() {
         peer.client_cert_key = Some(Arc::clone(&edge.certificate));
     }
+    peer.group_key = THREAD.with(|thread| *thread);
     let limits = &edge.settings.limits;
     let first_byte = timeouts.first_byte_ms.map(|ms| Duration::from_millis(ms.into()));
     let connect = first_byte.map_or(limits.connect_timeout, |first| first.min(limits.connect_timeout));

@@ -1,13 +1,18 @@
 //! The region's Redis: one server or a cluster, over TCP or TLS.
 //!
-//! Connections come back by themselves. Nothing here waits longer than [`RESPONSE_TIMEOUT`]; what is worth waiting for less
-//! long is for the caller to say.
+//! Each thread has a connection of its own: a request that asks and what drives its connection then never wait for another
+//! thread to wake up. Connections come back by themselves. Nothing here waits longer than [`RESPONSE_TIMEOUT`]; what is
+//! worth waiting for less long is for the caller to say.
 
 use crate::settings::RedisSettings;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::{Client, Cmd, FromRedisValue, RedisError, TlsCertificates};
+use redis::{Client, Cmd, FromRedisValue, RedisError, TlsCertificates, ToRedisArgs};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A command without an answer by then has failed.
@@ -35,19 +40,47 @@ pub enum BadRedis {
 /// A handle; clones share the connections.
 #[derive(Clone)]
 pub(crate) enum RedisClient {
-    Single(ConnectionManager),
+    Single(Arc<Server>),
     Cluster(Box<LazyCluster>),
+}
+
+/// A server, to which each thread connects when it first needs it.
+pub(crate) struct Server {
+    /// Tells servers apart in what threads have.
+    number: u64,
+    client: Client,
+    config: ConnectionManagerConfig,
+}
+
+static SERVERS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static CONNECTIONS: RefCell<HashMap<u64, ConnectionManager>> = RefCell::default();
+}
+
+impl Server {
+    /// This thread's connection. To be called inside a tokio runtime.
+    fn connection(&self) -> Result<ConnectionManager, RedisError> {
+        CONNECTIONS.with_borrow_mut(|connections| {
+            if let Some(connection) = connections.get(&self.number) {
+                return Ok(connection.clone());
+            }
+            let made = self.client.get_connection_manager_lazy(self.config.clone())?;
+            connections.insert(self.number, made.clone());
+            Ok(made)
+        })
+    }
 }
 
 /// A cluster whose nodes are looked for when it is first used.
 #[derive(Clone)]
 pub(crate) struct LazyCluster {
     client: redis::cluster::ClusterClient,
-    connection: std::sync::Arc<tokio::sync::OnceCell<ClusterConnection>>,
+    connection: Arc<tokio::sync::OnceCell<ClusterConnection>>,
 }
 
 impl RedisClient {
-    /// A client for these settings; it connects when it is first used. To be called inside a tokio runtime.
+    /// A client for these settings; it connects when it is first used.
     pub(crate) fn new(settings: &RedisSettings) -> Result<Self, BadRedis> {
         let unusable = |error: RedisError| BadRedis::Url(error.to_string());
         let certificates = certificates(settings)?;
@@ -60,7 +93,7 @@ impl RedisClient {
                 builder = builder.certs(certificates);
             }
             let client = builder.build().map_err(unusable)?;
-            return Ok(Self::Cluster(Box::new(LazyCluster { client, connection: std::sync::Arc::default() })));
+            return Ok(Self::Cluster(Box::new(LazyCluster { client, connection: Arc::default() })));
         }
         let url = settings.urls.first().map_or("", String::as_str);
         let client = match certificates {
@@ -74,7 +107,8 @@ impl RedisClient {
             .set_number_of_retries(0)
             .set_min_delay(RECONNECT.0)
             .set_max_delay(RECONNECT.1);
-        client.and_then(|client| client.get_connection_manager_lazy(config)).map(Self::Single).map_err(unusable)
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+        client.map(|client| Self::Single(Arc::new(Server { number, client, config }))).map_err(unusable)
     }
 
     pub(crate) const fn is_cluster(&self) -> bool {
@@ -84,7 +118,7 @@ impl RedisClient {
     /// Runs a command.
     pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         match self {
-            Self::Single(connection) => command.query_async(&mut connection.clone()).await,
+            Self::Single(server) => command.query_async(&mut server.connection()?).await,
             Self::Cluster(lazy) => {
                 let connection = lazy.connection.get_or_try_init(|| lazy.client.get_async_connection()).await?;
                 command.query_async(&mut connection.clone()).await
@@ -97,7 +131,7 @@ impl RedisClient {
         &self,
         script: &Script,
         keys: &[&str],
-        arguments: &[String],
+        arguments: &[impl ToRedisArgs],
     ) -> Result<T, RedisError> {
         match self.query(&script.command("EVALSHA", &script.digest, keys, arguments)).await {
             Err(error) if error.code() == Some("NOSCRIPT") => {
@@ -126,7 +160,7 @@ impl Script {
         Self { text, digest: redis::Script::new(text).get_hash().to_owned() }
     }
 
-    fn command(&self, verb: &str, which: &str, keys: &[&str], arguments: &[String]) -> Cmd {
+    fn command(&self, verb: &str, which: &str, keys: &[&str], arguments: &[impl ToRedisArgs]) -> Cmd {
         let mut command = redis::cmd(verb);
         command.arg(which).arg(keys.len()).arg(keys).arg(arguments);
         command
