@@ -7,13 +7,14 @@ use crate::cache::sse::{self, Data};
 use bytes::Bytes;
 use memchr::memmem;
 use serde_json::value::RawValue;
+use std::cell::RefCell;
 use turnpike_config::{Endpoint, Tokens};
 use zstd::bulk::{Compressor, decompress};
 
 /// Largest body that is kept, bytes.
 pub(crate) const MAX_BODY: usize = 64 << 20;
 /// Bodies up to this many bytes are not worth compressing.
-const COMPRESS_ABOVE: usize = 1 << 10;
+const COMPRESS_ABOVE: usize = 4 << 10;
 /// JSON repeats itself so much that a higher level gains little.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -152,9 +153,21 @@ fn compress(body: &[u8]) -> Option<Vec<u8>> {
     if body.len() <= COMPRESS_ABOVE {
         return None;
     }
+    COMPRESSOR.with_borrow_mut(|compressor| {
+        let compressed = compressor.as_mut()?.compress(body).ok();
+        compressed.filter(|compressed| compressed.len() < body.len())
+    })
+}
+
+thread_local! {
+    /// It needs room that takes longer to get than most answers take to compress.
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = RefCell::new(compressor());
+}
+
+fn compressor() -> Option<Compressor<'static>> {
     let mut compressor = Compressor::new(ZSTD_LEVEL).ok()?;
     compressor.include_checksum(true).ok()?;
-    compressor.compress(body).ok().filter(|compressed| compressed.len() < body.len())
+    Some(compressor)
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], BadAnswer> {

@@ -93,8 +93,7 @@ impl ResponseCache {
         let (Some(shared), Ok(runtime)) = (&self.shared, tokio::runtime::Handle::try_current()) else { return };
         let (shared, answer, key) = (Arc::clone(shared), Arc::clone(answer), wanted.key);
         drop(runtime.spawn(async move {
-            shared.put(key, &answer, ttl).await;
-            drop(fence);
+            shared.put(key, &answer, ttl, fence).await;
         }));
     }
 

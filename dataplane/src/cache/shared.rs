@@ -24,6 +24,8 @@ const FENCE_LIFE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// How long it is believed that Redis has room, or has none.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
+/// An answer that is larger is made ready beside what serves requests, bytes.
+const SMALL: usize = 16 << 10;
 /// An answer that is larger when stored stays in the edge that has it, bytes: it would hold up everybody else's commands.
 const MAX_STORED: usize = 4 << 20;
 
@@ -32,6 +34,10 @@ const CLAIM: &str = "local answer = redis.call('GET', KEYS[1])
 if answer then return answer end
 if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
 return 0";
+/// Keeps an answer, and takes away the fence of who made it, if he has one.
+const PUT: &str = "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
+return 1";
 /// Only who set the fence takes it away.
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0";
@@ -40,6 +46,7 @@ return 0";
 pub(crate) struct SharedAnswers {
     client: RedisClient,
     claim: Script,
+    put: Script,
     release: Script,
     clock: Clock,
     resting_until_ns: AtomicU64,
@@ -71,11 +78,11 @@ pub(crate) struct Fence {
 
 impl SharedAnswers {
     pub(crate) fn new(client: RedisClient, clock: Clock) -> Self {
-        let (claim, release) = (Script::new(CLAIM), Script::new(RELEASE));
         Self {
             client,
-            claim,
-            release,
+            claim: Script::new(CLAIM),
+            put: Script::new(PUT),
+            release: Script::new(RELEASE),
             clock,
             resting_until_ns: AtomicU64::new(0),
             room: AtomicBool::new(true),
@@ -112,18 +119,28 @@ impl SharedAnswers {
         })
     }
 
-    /// Keeps an answer for the other edges, unless what limits are counted by might have no room beside it.
-    pub(crate) async fn put(&self, key: CacheKey, answer: &Arc<StoredAnswer>, ttl: Duration) {
+    /// Keeps an answer for the other edges, unless what limits are counted by might have no room beside it. The fence falls
+    /// in any case.
+    pub(crate) async fn put(&self, key: CacheKey, answer: &Arc<StoredAnswer>, ttl: Duration, fence: Option<Fence>) {
         if self.is_resting() || !self.guarded(self.has_room()).await.unwrap_or(false) {
             return;
         }
-        let compressed = Arc::clone(answer);
-        let bytes = tokio::task::spawn_blocking(move || compressed.to_bytes()).await.ok().flatten();
+        let bytes = if answer.body.len() <= SMALL {
+            answer.to_bytes()
+        } else {
+            let answer = Arc::clone(answer);
+            tokio::task::spawn_blocking(move || answer.to_bytes()).await.ok().flatten()
+        };
         let Some(bytes) = bytes.filter(|bytes| bytes.len() <= MAX_STORED) else { return };
-        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-        let mut command = redis::cmd("SET");
-        command.arg(answer_key(key)).arg(bytes).arg("PX").arg(ttl_ms);
-        self.guarded(self.client.query::<()>(&command)).await;
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1).to_string();
+        let keys = [&*answer_key(key), &*fence_key(key)];
+        let token = fence.as_ref().map_or("", |fence| &fence.token);
+        let arguments = [&bytes, ttl_ms.as_bytes(), token.as_bytes()];
+        if self.guarded(self.client.run::<()>(&self.put, &keys, &arguments)).await.is_some()
+            && let Some(fence) = fence
+        {
+            fence.has_fallen();
+        }
     }
 
     /// Whether answers take less than their part of Redis' memory. Looked at once in a while.
@@ -169,8 +186,18 @@ impl SharedAnswers {
     }
 }
 
+impl Fence {
+    /// It is gone from Redis already.
+    fn has_fallen(mut self) {
+        self.token.clear();
+    }
+}
+
 impl Drop for Fence {
     fn drop(&mut self) {
+        if self.token.is_empty() {
+            return;
+        }
         // Outside a runtime the fence goes by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (shared, key, token) =
