@@ -241,6 +241,7 @@ fn dispatch(
         sent_at: None,
         first_byte_at: None,
         node_status: 0,
+        passed_bytes: 0,
         tap: None,
         fill,
     });

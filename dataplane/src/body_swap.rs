@@ -8,6 +8,7 @@
 //! It also lets an answer that others listen to go on when the client who asked first has left.
 
 use crate::cache::Audience;
+use crate::coalesce::Waiting;
 use crate::journal::Written;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use turnpike_config::crash_point;
 
@@ -134,7 +136,7 @@ pub(crate) fn put_in(session: &mut Session, body: Bytes, audience: Option<Audien
     let swapped = Swapped(Arc::default());
     swapped.set_body(body);
     let inner = std::mem::replace(&mut *session.downstream_session, placeholder());
-    let replay = ReplaySession { inner, own: swapped.clone(), audience };
+    let replay = ReplaySession { inner, own: swapped.clone(), audience, waiting: Waiting::default() };
     *session.downstream_session = ServerSession::new_custom(Box::new(replay));
     swapped
 }
@@ -158,6 +160,7 @@ struct ReplaySession {
     inner: ServerSession,
     own: Swapped,
     audience: Option<Audience>,
+    waiting: Waiting,
 }
 
 impl ReplaySession {
@@ -167,6 +170,12 @@ impl ReplaySession {
 
     /// Waits until the client goes away, and then until nobody listens any more.
     async fn idle(&mut self) -> Result<Option<Bytes>> {
+        if !self.own.client_left() && !self.waiting.is_empty(&self.inner) {
+            // Whatever else is there already comes first, which ends this and is written with it.
+            others_first().await;
+            let written = self.waiting.write(&mut self.inner).await;
+            self.bear(written, ())?;
+        }
         if !self.own.client_left() {
             let read = self.inner.read_body_or_idle(true).await;
             if read.is_ok() {
@@ -196,10 +205,29 @@ impl ReplaySession {
         if self.own.client_left() {
             return self.bear(Err(gone()), ());
         }
-        let audience = self.audience.clone();
-        let written = patiently(audience, write(&mut self.inner)).await;
+        let (audience, waiting) = (self.audience.clone(), &mut self.waiting);
+        let write = async {
+            waiting.write(&mut self.inner).await?;
+            write(&mut self.inner).await
+        };
+        let written = patiently(audience, write).await;
         self.bear(written, ())
     }
+}
+
+/// Lets everything else that the task waits for have its turn: the node's connection, to hand over what it has, and who
+/// takes that. In whichever order they are asked, and that changes, both have been asked after three turns.
+async fn others_first() {
+    let mut turns = 3;
+    std::future::poll_fn(|context| {
+        if turns == 0 {
+            return Poll::Ready(());
+        }
+        turns -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Waits for a write to a client; while others listen, not for long.
@@ -311,8 +339,12 @@ impl CustomSession for ReplaySession {
                 None => self.bear(Err(gone()), ends),
             };
         }
-        let audience = self.audience.clone();
-        let written = patiently(audience, self.inner.response_duplex_vec(tasks)).await;
+        let Some(tasks) = self.waiting.take(&self.inner, tasks) else { return Ok(false) };
+        let write = async {
+            Waiting::end_write(&mut self.inner).await?;
+            self.inner.response_duplex_vec(tasks).await
+        };
+        let written = patiently(self.audience.clone(), write).await;
         self.bear(written, ends)
     }
 

@@ -15,6 +15,7 @@ mod body_swap;
 mod bucket;
 mod cache;
 mod clock;
+mod coalesce;
 mod directory;
 mod edge;
 mod explain;

@@ -163,6 +163,7 @@ impl ProxyHttp for Proxy {
         if let Some(tap) = &mut dispatch.tap {
             *body = tap.pass(body.take(), end_of_stream);
         }
+        dispatch.passed_bytes += body.as_ref().map_or(0, Bytes::len);
         if end_of_stream && let Some(fill) = dispatch.fill.take() {
             let usage = dispatch.tap.as_ref().and_then(Tap::usage);
             // What was purged meanwhile was asked for too early.
@@ -173,7 +174,8 @@ impl ProxyHttp for Proxy {
         let is_done = dispatch.tap.as_ref().is_some_and(|tap| matches!(tap, Tap::Stream(_)) && tap.is_complete());
         if end_of_stream || is_done {
             let swapped = dispatch.swapped.clone();
-            let unsent = body.as_ref().map_or(0, Bytes::len);
+            // What is on its way to the client counts.
+            let unsent = dispatch.passed_bytes.saturating_sub(session.body_bytes_sent());
             if let Some(written) = meter::conclude(&self.edge, session, request, unsent, None) {
                 swapped.hold_end_for(written);
             }

@@ -95,6 +95,8 @@ pub(crate) struct Dispatch {
     pub(crate) sent_at: Option<Instant>,
     pub(crate) first_byte_at: Option<Instant>,
     pub(crate) node_status: u16,
+    /// Bytes of the answer that were passed on to the client.
+    pub(crate) passed_bytes: usize,
     pub(crate) tap: Option<Tap>,
     /// The answer is to be kept, and others may be waiting for it.
     pub(crate) fill: Option<Box<Fill>>,
