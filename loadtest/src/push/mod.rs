@@ -1,12 +1,11 @@
 //! How fast, how small and how cheap it is to tell edges of a change: a real control plane on a real PostgreSQL, and edges
 //! that are real links with certificates of their own and follow the log as edges do, but have nothing behind them.
 
-mod deployment;
 mod figures;
 mod subscriber;
 
+use crate::deployment::Deployment;
 use anyhow::{Context as _, ensure};
-use deployment::Deployment;
 use figures::{Figures, Latency, Wire};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,13 +43,7 @@ pub(crate) struct Args {
 
 /// Measures and prints.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let beside = std::env::current_exe().context("finding this program")?.with_file_name("turnpike");
-    let turnpike = args.turnpike.clone().unwrap_or(beside);
-    ensure!(
-        turnpike.exists(),
-        "{} is missing: build it in the same profile (cargo build --bin turnpike), or name it with --turnpike",
-        turnpike.display()
-    );
+    let turnpike = crate::turnpike(args.turnpike.as_deref())?;
     // Fails only if there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
@@ -73,15 +66,16 @@ async fn measure(args: &Args, turnpike: PathBuf) -> anyhow::Result<Figures> {
     // Before there is a crowd, which would serve by these changes too.
     let few = wire(&deployment, FEW_KEYS.max(args.changes) + 1).await?;
 
-    let before_kib = deployment.rss_kib()?;
+    let before_kib = deployment.control_cost()?.rss_kib;
     let began = Instant::now();
     let crowd = Crowd::connect(&deployment, args.subscribers).await?;
     let connected_s = began.elapsed().as_secs_f64();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let per_subscriber = (deployment.rss_kib()?.saturating_sub(before_kib) << 10) / u64::from(args.subscribers);
-    let cpu = deployment.cpu()?;
+    let per_subscriber =
+        (deployment.control_cost()?.rss_kib.saturating_sub(before_kib) << 10) / u64::from(args.subscribers);
+    let cpu = deployment.control_cost()?.cpu;
     tokio::time::sleep(IDLE).await;
-    let idle_cpu = (deployment.cpu()? - cpu).as_secs_f64() / IDLE.as_secs_f64();
+    let idle_cpu = (deployment.control_cost()?.cpu - cpu).as_secs_f64() / IDLE.as_secs_f64();
 
     let (changed, cpu) =
         latencies(args, &deployment, &crowd, &keys, |key, round| deployment.change(key, round)).await?;
@@ -116,11 +110,11 @@ async fn latencies<F: Future<Output = anyhow::Result<()>>>(
     let mut all = Vec::new();
     let mut cpu = Duration::ZERO;
     for (round, key) in (0..args.changes).zip(keys) {
-        let began = (Instant::now(), deployment.cpu()?);
+        let began = (Instant::now(), deployment.control_cost()?.cpu);
         change(key.clone(), round).await?;
         all.extend(crowd.until_served(round, began.0).await?);
         tokio::time::sleep(PAUSE).await;
-        cpu += deployment.cpu()? - began.1;
+        cpu += deployment.control_cost()?.cpu - began.1;
     }
     let deliveries = f64::from(args.changes) * f64::from(args.subscribers);
     Ok((Latency::of(all), cpu.as_secs_f64() * 1e6 / deliveries))

@@ -1,6 +1,6 @@
 //! Edges without anything behind them.
 
-use super::deployment::Deployment;
+use crate::deployment::Deployment;
 use anyhow::{Context as _, bail, ensure};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use std::sync::Arc;

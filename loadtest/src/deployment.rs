@@ -1,5 +1,6 @@
-//! A control plane with its database, and certificates for as many edges as are wanted.
+//! A control plane with its database, edges, and certificates for as many more as are wanted.
 
+use crate::program::{Cost, Program};
 use anyhow::{Context as _, ensure};
 use rcgen::{
     CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519, SanType,
@@ -8,19 +9,26 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use turnpike_config::link::{Dialer, Identity, Role, domain};
 use turnpike_config::signing::{Signer, Trust};
 use turnpike_parts::postgres::Postgres;
+use turnpike_parts::process::last_lines;
 
 const TOKEN: &str = "a-token-for-load-tests-that-is-long-enough";
 const DATABASE: &str = "turnpike";
 /// Until it is ready.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Clock ticks a second in /proc, on every Linux.
-const TICKS: u64 = 100;
+/// Of each log, when something went wrong.
+const LINES: usize = 20;
+
+/// An edge.
+pub(crate) struct EdgePlane {
+    /// Where clients ask it.
+    pub(crate) address: SocketAddr,
+    pub(crate) program: Program,
+}
 
 pub(crate) struct Deployment {
     http: reqwest::Client,
@@ -33,20 +41,9 @@ pub(crate) struct Deployment {
     user: String,
     turnpike: PathBuf,
     // The process goes before the database and the directory that it uses.
-    control: Option<Control>,
+    control: Option<Program>,
     postgres: Postgres,
     directory: TempDir,
-}
-
-/// The control plane's process, ended when dropped.
-struct Control(Child);
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        // It may be gone already, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Deployment {
@@ -67,6 +64,7 @@ impl Deployment {
         std::fs::write(at("control.pem"), control.pem())?;
         private(&at("control.key"), &control_key.serialize_pem())?;
         private(&at("signing.key"), &signing.serialize_pem())?;
+        std::fs::write(at("signing.pub"), signing.public_key_pem())?;
         private(&at("token"), TOKEN)?;
         let (http, link) = (free_port()?, free_port()?);
         let path = |name: &str| at(name).display().to_string();
@@ -96,32 +94,41 @@ impl Deployment {
             directory,
         };
         deployment.start_control().await?;
-        deployment.organization = deployment.make("organizations", json!({"name": "Load", "slug": "load"})).await?;
+        deployment.organization =
+            id_of(&deployment.post("organizations", json!({"name": "Load", "slug": "load"})).await?)?;
         let user = json!({"organization_id": deployment.organization, "email": "load@tests.example", "role": "owner"});
-        deployment.user = deployment.make("users", user).await?;
+        deployment.user = id_of(&deployment.post("users", user).await?)?;
         Ok(deployment)
     }
 
     async fn start_control(&mut self) -> anyhow::Result<()> {
+        // The one before ends first.
         self.control = None;
-        let log = std::fs::File::options().create(true).append(true).open(self.directory.path().join("control.log"))?;
-        let mut command = Command::new(&self.turnpike);
-        command
-            .args(["controlplane", "--exit-with-parent", "--config"])
-            .arg(self.directory.path().join("control.toml"));
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).env("RUST_LOG", "warn");
-        self.control = Some(Control(command.spawn().with_context(|| format!("starting {}", self.turnpike.display()))?));
+        let control = self.start_plane("controlplane", "control")?;
+        self.until_ready("the control plane", &self.base, &control).await?;
+        self.control = Some(control);
+        Ok(())
+    }
+
+    fn start_plane(&self, plane: &str, name: &str) -> anyhow::Result<Program> {
+        let settings = self.path(&format!("{name}.toml"));
+        let command = ["env".into(), "RUST_LOG=warn".into(), self.turnpike.clone().into(), plane.into()];
+        let command = command.into_iter().chain(["--config".into(), settings.into()]).collect();
+        Program::start(name, command, self.directory.path())
+    }
+
+    async fn until_ready(&self, what: &str, base: &str, program: &Program) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let ready = format!("{}/readyz", self.base);
+        let ready = format!("{base}/readyz");
         while !matches!(self.http.get(&ready).send().await, Ok(reply) if reply.status() == 200) {
-            ensure!(Instant::now() < deadline, "the control plane is not ready after {PATIENCE:?}: {}", self.log());
+            ensure!(Instant::now() < deadline, "{what} is not ready after {PATIENCE:?}: {}", program.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
     }
 
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("control.log")).unwrap_or_default()
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     pub(crate) const fn link(&self) -> SocketAddr {
@@ -150,18 +157,102 @@ impl Deployment {
         Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? })
     }
 
-    async fn make(&self, what: &str, body: Value) -> anyhow::Result<String> {
+    async fn post(&self, what: &str, body: Value) -> anyhow::Result<Value> {
         let request = self.http.post(format!("{}/admin/v1/{what}", self.base));
-        let made = self.call(request.header("content-type", "application/json").body(body.to_string())).await?;
-        let id = made["id"].as_str().or_else(|| made["api_key"]["id"].as_str());
-        Ok(id.with_context(|| format!("no id in {made}"))?.to_owned())
+        self.call(request.header("content-type", "application/json").body(body.to_string())).await
     }
 
     /// Makes a key; its id.
     pub(crate) async fn make_key(&self) -> anyhow::Result<String> {
-        let key = json!({"organization_id": self.organization, "user_id": self.user, "name": "a key",
+        id_of(&self.post("api_keys", self.key_with(&json!({}))).await?)
+    }
+
+    /// Makes a key with these fields; the key itself.
+    pub(crate) async fn make_key_with(&self, fields: &Value) -> anyhow::Result<String> {
+        let made = self.post("api_keys", self.key_with(fields)).await?;
+        Ok(made["key"].as_str().with_context(|| format!("no key in {made}"))?.to_owned())
+    }
+
+    fn key_with(&self, fields: &Value) -> Value {
+        let mut key = json!({"organization_id": self.organization, "user_id": self.user, "name": "a key",
             "permissions": ["inference"]});
-        self.make("api_keys", key).await
+        if let (Some(key), Some(fields)) = (key.as_object_mut(), fields.as_object()) {
+            key.extend(fields.clone());
+        }
+        key
+    }
+
+    /// Registers a model that is priced and cached for a moment, with a version `1`.
+    pub(crate) async fn add_model(&self, id: &str) -> anyhow::Result<()> {
+        let model = json!({
+            "id": id, "provider": "loadtest", "category": "chat", "context_length": 10_000_000,
+            "pricing": {"input_tokens": 0.01, "output_tokens": 0.03, "currency": "USD", "per_tokens": 1_000_000},
+            "cache": {"enabled": true, "ttl_s": 1},
+        });
+        self.post("models", model).await?;
+        let version = json!({"version": "1", "model_artifact_path": "a simulator", "make_default": true});
+        self.post(&format!("models/{id}/versions"), version).await.map(drop)
+    }
+
+    /// Waits until so many nodes are ready.
+    pub(crate) async fn until_nodes_are_ready(&self, count: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let nodes = self.call(self.http.get(format!("{}/admin/v1/nodes", self.base))).await?;
+            let of = |nodes: &Value| nodes.as_array().map(Vec::len).unwrap_or_default();
+            let ready = nodes["data"].as_array().into_iter().flatten().filter(|node| node["state"] == "ready").count();
+            if ready >= count {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{ready} of {count} nodes are ready ({}): {}",
+                of(&nodes["data"]),
+                self.logs()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Writes `NAME.pem` and `NAME.key` beside `ca.pem`.
+    pub(crate) fn certify(&self, role: Role, name: &str) -> anyhow::Result<()> {
+        let (certificate, key) = issue(&self.issuer, role, name)?;
+        std::fs::write(self.path(&format!("{name}.pem")), certificate.pem())?;
+        Ok(private(&self.path(&format!("{name}.key")), &key.serialize_pem())?)
+    }
+
+    /// Starts an edge with these further settings and waits until it serves.
+    pub(crate) async fn add_edge(&self, name: &str, more: &str) -> anyhow::Result<EdgePlane> {
+        self.certify(Role::Edge, name)?;
+        let (address, admin) = (free_port()?, free_port()?);
+        let path = |name: &str| self.path(name).display().to_string();
+        let settings = format!(
+            "region = \"here\"\ndata_dir = \"{}\"\nhttp.listen = \"{address}\"\nadmin.listen = \"{admin}\"\n\
+             control.address = \"{}\"\nsigning.trusted = \"{}\"\n\
+             tls = {{ ca = \"{}\", cert = \"{}\", key = \"{}\" }}\n{more}",
+            path(&format!("{name}-data")),
+            self.link,
+            path("signing.pub"),
+            path("ca.pem"),
+            path(&format!("{name}.pem")),
+            path(&format!("{name}.key")),
+        );
+        std::fs::write(self.path(&format!("{name}.toml")), settings)?;
+        let program = self.start_plane("dataplane", name)?;
+        self.until_ready(name, &format!("http://{admin}"), &program).await?;
+        Ok(EdgePlane { address, program })
+    }
+
+    /// Where its files are.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What its programs have logged, as far as they had something to say.
+    pub(crate) fn logs(&self) -> String {
+        let files = std::fs::read_dir(self.directory.path()).into_iter().flatten().flatten();
+        let logs = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|it| it == "log"));
+        logs.map(|path| format!("--- {}\n{}\n", path.display(), last_lines(&path, LINES))).collect()
     }
 
     /// Changes a key's limits.
@@ -189,27 +280,15 @@ impl Deployment {
         self.start_control().await
     }
 
-    fn proc(&self, file: &str) -> anyhow::Result<String> {
-        let control = self.control.as_ref().context("the control plane does not run")?;
-        Ok(std::fs::read_to_string(format!("/proc/{}/{file}", control.0.id()))?)
+    /// What the control plane has taken so far.
+    pub(crate) fn control_cost(&self) -> anyhow::Result<Cost> {
+        self.control.as_ref().context("the control plane does not run")?.cost()
     }
+}
 
-    /// The control plane's resident memory.
-    pub(crate) fn rss_kib(&self) -> anyhow::Result<u64> {
-        let status = self.proc("status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
-    }
-
-    /// The CPU time that the control plane has taken.
-    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = self.proc("stat")?;
-        // The name, in brackets, may hold anything. User and system time are the 14th and 15th field.
-        let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
-        let ticks: u64 = ticks.collect::<Result<Vec<_>, _>>()?.into_iter().sum();
-        Ok(Duration::from_millis(ticks * 1000 / TICKS))
-    }
+fn id_of(made: &Value) -> anyhow::Result<String> {
+    let id = made["id"].as_str().or_else(|| made["api_key"]["id"].as_str());
+    Ok(id.with_context(|| format!("no id in {made}"))?.to_owned())
 }
 
 fn issue(
@@ -232,7 +311,7 @@ fn private(file: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// An address that was free a moment ago, for TCP and for UDP.
-fn free_port() -> std::io::Result<SocketAddr> {
+pub(crate) fn free_port() -> std::io::Result<SocketAddr> {
     loop {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         if UdpSocket::bind(address).is_ok() {

@@ -1,0 +1,94 @@
+//! The edge beside what one would use instead: the same load on each in turn, A B A B, on one machine in one run.
+
+mod oha;
+mod plot;
+mod report;
+mod scenario;
+mod spread;
+mod stage;
+pub(crate) mod subjects;
+
+use anyhow::Context as _;
+use oha::Oha;
+use report::{Results, Sample};
+use scenario::Scenario;
+use stage::Stage;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What comes before it counts.
+const WARM_UP: Duration = Duration::from_millis(700);
+
+/// What to measure.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A scenario's name, or a file with one; all that come with the program if none is given.
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+    /// How often each is measured, in turn.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How long each time, seconds.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Also write `compare.json` and `compare.md` with its plots into this directory.
+    #[arg(long, value_name = "DIRECTORY")]
+    out: Option<PathBuf>,
+    /// The program to measure; otherwise the one beside this one.
+    #[arg(long, value_name = "FILE")]
+    turnpike: Option<PathBuf>,
+}
+
+/// Threads of every program that is compared.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let scenarios = match &args.scenarios[..] {
+        [] => Scenario::all()?,
+        some => some.iter().map(|name| Scenario::find(name)).collect::<Result<_, _>>()?,
+    };
+    let turnpike = crate::turnpike(args.turnpike.as_deref())?;
+    // Fails only if there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
+    let results = runtime.block_on(measure(args, &scenarios, turnpike))?;
+    results.print(&mut std::io::stdout())?;
+    args.out.as_deref().map_or(Ok(()), |directory| results.write(directory))
+}
+
+async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyhow::Result<Results> {
+    let oha = Oha::find()?;
+    let stage = Stage::set(turnpike).await?;
+    let mut results = Results::new(args.rounds, args.seconds, stage.missing().to_vec());
+    for scenario in scenarios {
+        let bodies = stage.bodies(&scenario.request)?;
+        let subjects: Vec<_> = scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)).collect();
+        let mut samples = Vec::new();
+        for round in 0..=args.rounds {
+            let lasting = if round == 0 { WARM_UP } else { Duration::from_secs_f64(args.seconds) };
+            for subject in &subjects {
+                let (address, key) = stage.way(*subject, scenario);
+                let before = stage.cost(*subject)?;
+                let terms = (lasting, scenario.request.kind.status());
+                let seen = oha.run(address, &key, &bodies, scenario.load, terms).await;
+                let seen = seen.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?;
+                if round > 0 {
+                    let cost = stage.cost(*subject)?.zip(before).map(|(after, before)| after - before);
+                    samples.push(Sample::new(*subject, round, seen, cost));
+                }
+            }
+        }
+        results.add(scenario.clone(), samples);
+        progress(&format!("{} is measured", scenario.name));
+    }
+    Ok(results)
+}
+
+/// A word to who waits.
+fn progress(text: &str) {
+    // Nobody is there to read it.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+}

@@ -1,0 +1,100 @@
+//! Load by oha, and what it saw.
+
+use super::scenario::Load;
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::process::Command;
+use turnpike_parts::process::find_program;
+
+/// The version that the figures are made with.
+const VERSION: &str = "1.16.0";
+
+/// Where it is installed.
+pub(super) struct Oha(PathBuf);
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) requests: u64,
+    pub(super) per_second: f64,
+    pub(super) p50_us: f64,
+    pub(super) p99_us: f64,
+}
+
+/// What it prints.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Printed {
+    summary: Summary,
+    latency_percentiles: Percentiles,
+    status_code_distribution: BTreeMap<String, u64>,
+    error_distribution: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    requests_per_sec: f64,
+}
+
+/// Seconds.
+#[derive(Deserialize)]
+struct Percentiles {
+    p50: Option<f64>,
+    p99: Option<f64>,
+}
+
+impl Oha {
+    pub(super) fn find() -> anyhow::Result<Self> {
+        let in_home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo/bin/oha"));
+        let found = find_program(&["oha"]).or_else(|| in_home.filter(|path| path.is_file()));
+        found.map(Self).with_context(|| {
+            format!("oha is missing, which makes the load: cargo install oha --locked --version {VERSION}")
+        })
+    }
+
+    /// Asks for so long with the bodies that are lines of a file, and expects this status every time.
+    pub(super) async fn run(
+        &self,
+        address: SocketAddr,
+        key: &str,
+        bodies: &Path,
+        load: Load,
+        (lasting, status): (Duration, u16),
+    ) -> anyhow::Result<Seen> {
+        let mut command = Command::new(&self.0);
+        command.args(["--no-tui", "--output-format", "json", "-w", "-m", "POST", "-T", "application/json"]);
+        command.args(["-z", &format!("{}ms", lasting.as_millis()), "-c", &load.connections.to_string()]);
+        command.args(["-H", &format!("authorization: Bearer {key}"), "-Z"]).arg(bodies);
+        if load.http2 {
+            command.args(["--http2", "-p", "32"]);
+        }
+        if let Some(rate) = load.rate {
+            command.args(["-q", &rate.to_string(), "--latency-correction"]);
+        }
+        let output = command.arg(format!("http://{address}/v1/chat/completions")).kill_on_drop(true).output().await?;
+        if !output.status.success() {
+            bail!("oha: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let printed: Printed = serde_json::from_slice(&output.stdout).context("reading what oha printed")?;
+        let Printed { summary, latency_percentiles, status_code_distribution: codes, error_distribution } = printed;
+        let expected = codes.get(&status.to_string()).copied().unwrap_or(0);
+        // A limit lets one pass now and then.
+        let others = codes.values().sum::<u64>() - expected;
+        ensure!(
+            expected > 0 && others <= expected / 1_000 && error_distribution.is_empty(),
+            "expected {status} every time, but got {codes:?}, {error_distribution:?}"
+        );
+        let us = |seconds: Option<f64>| seconds.unwrap_or(f64::NAN) * 1e6;
+        Ok(Seen {
+            requests: expected + others,
+            per_second: summary.requests_per_sec,
+            p50_us: us(latency_percentiles.p50),
+            p99_us: us(latency_percentiles.p99),
+        })
+    }
+}

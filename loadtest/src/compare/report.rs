@@ -1,0 +1,210 @@
+//! What was measured, as a table, as JSON, and as a page with plots.
+
+use super::oha::Seen;
+use super::plot;
+use super::scenario::{Scenario, SubjectName};
+use super::spread::Spread;
+use crate::program::Cost;
+use anyhow::Context as _;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::Path;
+
+/// One run of one subject.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Sample {
+    pub(super) subject: SubjectName,
+    pub(super) round: u32,
+    pub(super) requests: u64,
+    pub(super) per_second: f64,
+    pub(super) p50_us: f64,
+    pub(super) p99_us: f64,
+    /// CPU time of the subject's programs, microseconds for each request.
+    pub(super) cpu_us: Option<f64>,
+    /// Resident afterwards.
+    pub(super) rss_mib: Option<f64>,
+}
+
+impl Sample {
+    pub(super) fn new(subject: SubjectName, round: u32, seen: Seen, cost: Option<Cost>) -> Self {
+        let Seen { requests, per_second, p50_us, p99_us } = seen;
+        let each = |cost: Cost| cost.cpu.as_secs_f64() * 1e6 / requests as f64;
+        let mib = |cost: Cost| cost.rss_kib as f64 / 1024.0;
+        let (cpu_us, rss_mib) = (cost.map(each), cost.map(mib));
+        Self { subject, round, requests, per_second, p50_us, p99_us, cpu_us, rss_mib }
+    }
+}
+
+/// A scenario with its samples.
+#[derive(Clone, Debug, Serialize)]
+struct Measured {
+    scenario: Scenario,
+    samples: Vec<Sample>,
+}
+
+impl Measured {
+    fn of(&self, subject: SubjectName) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(move |sample| sample.subject == subject)
+    }
+
+    fn spread(&self, subject: SubjectName, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
+        Spread::of(self.of(subject).filter_map(figure))
+    }
+
+    /// CPU time for each request beside another subject's in the same round.
+    fn ratio(&self, subject: SubjectName, to: SubjectName) -> Option<Spread> {
+        Spread::of(self.of(subject).filter_map(|sample| {
+            let other = self.of(to).find(|other| other.round == sample.round)?;
+            Some(sample.cpu_us? / other.cpu_us?)
+        }))
+    }
+}
+
+impl Measured {
+    /// CPU time for each request of each subject, as SVG; `None` if it was measured of nobody.
+    fn plot(&self) -> Option<String> {
+        let of = |subject: &SubjectName| Some((subject.name(), self.spread(*subject, |sample| sample.cpu_us)?));
+        let spreads: Vec<_> = self.scenario.subjects.iter().filter_map(of).collect();
+        plot::bars(&format!("CPU time for each request: {}", self.scenario.about), "µs", &spreads)
+    }
+}
+
+/// All of it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Results {
+    /// Unix seconds.
+    made_at: u64,
+    version: &'static str,
+    machine: Machine,
+    rounds: u32,
+    seconds: f64,
+    /// Subjects that were not there.
+    missing: Vec<String>,
+    scenarios: Vec<Measured>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Machine {
+    cpu: String,
+    threads: usize,
+    kernel: String,
+}
+
+impl Machine {
+    fn this() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let info = read("/proc/cpuinfo");
+        let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        Self {
+            cpu: model.map_or("unknown", |(_, name)| name).to_owned(),
+            threads: super::threads(),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}
+
+impl Results {
+    pub(super) fn new(rounds: u32, seconds: f64, missing: Vec<String>) -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let (version, machine) = (env!("CARGO_PKG_VERSION"), Machine::this());
+        Self { made_at: since.as_secs(), version, machine, rounds, seconds, missing, scenarios: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, scenario: Scenario, samples: Vec<Sample>) {
+        self.scenarios.push(Measured { scenario, samples });
+    }
+
+    /// As a page.
+    pub(super) fn print(&self, to: &mut impl Write) -> anyhow::Result<()> {
+        Ok(to.write_all(self.markdown(|_| None)?.as_bytes())?)
+    }
+
+    /// As `compare.json`, and as `compare.md` with a plot for each scenario.
+    pub(super) fn write(&self, directory: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        let write = |name: &str, text: &str| {
+            let file = directory.join(name);
+            std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+        };
+        write("compare.json", &(serde_json::to_string_pretty(self)? + "\n"))?;
+        for measured in &self.scenarios {
+            if let Some(plot) = measured.plot() {
+                write(&format!("{}.svg", measured.scenario.name), &plot)?;
+            }
+        }
+        let link = |measured: &Measured| {
+            let name = &measured.scenario.name;
+            measured.plot().map(|_| format!("![CPU time for each request]({name}.svg)\n\n"))
+        };
+        write("compare.md", &self.markdown(link)?)
+    }
+
+    fn markdown(&self, plot: impl Fn(&Measured) -> Option<String>) -> anyhow::Result<String> {
+        let mut text = String::new();
+        let Machine { cpu, threads, kernel } = &self.machine;
+        writeln!(text, "# The edge beside others\n")?;
+        writeln!(
+            text,
+            "{cpu}, {threads} threads for clients, subjects and engines together, Linux {kernel}. Medians of"
+        )?;
+        writeln!(
+            text,
+            "{} rounds of {} s, subjects in turn; in brackets the least and the most.\n",
+            self.rounds, self.seconds
+        )?;
+        for missing in &self.missing {
+            writeln!(text, "Not compared: {missing}.\n")?;
+        }
+        for measured in &self.scenarios {
+            writeln!(text, "## {}\n\n{}.\n", measured.scenario.name, measured.scenario.about)?;
+            text.push_str(&plot(measured).unwrap_or_default());
+            rows(&mut text, measured)?;
+        }
+        Ok(text)
+    }
+}
+
+fn rows(text: &mut String, measured: &Measured) -> std::fmt::Result {
+    writeln!(text, "| | CPU µs per request | × nginx | × Pingora | requests/s | p50 µs | p99 µs | RSS MiB |")?;
+    writeln!(text, "|---|---|---|---|---|---|---|---|")?;
+    let show = |spread: Option<Spread>, decimals| spread.map_or_else(|| "–".to_owned(), |spread| spread.show(decimals));
+    for subject in &measured.scenario.subjects {
+        let figure = |figure: fn(&Sample) -> Option<f64>| measured.spread(*subject, figure);
+        writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            subject.name(),
+            show(figure(|sample| sample.cpu_us), 1),
+            show(measured.ratio(*subject, measured.scenario.nginx()), 2),
+            show(measured.ratio(*subject, SubjectName::Pingora), 2),
+            show(figure(|sample| Some(sample.per_second)), 0),
+            show(figure(|sample| Some(sample.p50_us)), 0),
+            show(figure(|sample| Some(sample.p99_us)), 0),
+            show(figure(|sample| sample.rss_mib), 0),
+        )?;
+    }
+    writeln!(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_of_the_same_round() {
+        let sample = |subject, round, cpu: f64| {
+            let seen = Seen { requests: 1, per_second: 1.0, p50_us: 1.0, p99_us: 1.0 };
+            Sample { cpu_us: Some(cpu), ..Sample::new(subject, round, seen, None) }
+        };
+        let samples = [(1, 10.0, 20.0), (2, 20.0, 50.0), (3, 10.0, 10.0)];
+        let samples = samples.into_iter().flat_map(|(round, one, other)| {
+            [sample(SubjectName::Nginx, round, one), sample(SubjectName::Edge, round, other)]
+        });
+        let scenario = Scenario::find("chat-1k").unwrap();
+        let measured = Measured { scenario, samples: samples.collect() };
+        let ratio = measured.ratio(SubjectName::Edge, SubjectName::Nginx);
+        assert_eq!(ratio, Some(Spread { median: 2.0, min: 1.0, max: 2.5 }));
+        assert_eq!(measured.ratio(SubjectName::Edge, SubjectName::Haproxy), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! What is measured, as files say it.
+
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::Path;
+
+/// Those that come with the program, by name.
+const OWN: [(&str, &str); 11] = [
+    ("chat-1k", include_str!("../../scenarios/chat-1k.toml")),
+    ("chat-16k", include_str!("../../scenarios/chat-16k.toml")),
+    ("chat-2m", include_str!("../../scenarios/chat-2m.toml")),
+    ("chat-rate", include_str!("../../scenarios/chat-rate.toml")),
+    ("chat-h2", include_str!("../../scenarios/chat-h2.toml")),
+    ("stream-64-burst", include_str!("../../scenarios/stream-64-burst.toml")),
+    ("stream-1000-burst", include_str!("../../scenarios/stream-1000-burst.toml")),
+    ("stream-64-paced", include_str!("../../scenarios/stream-64-paced.toml")),
+    ("cached", include_str!("../../scenarios/cached.toml")),
+    ("flood-401", include_str!("../../scenarios/flood-401.toml")),
+    ("flood-429", include_str!("../../scenarios/flood-429.toml")),
+];
+
+/// What stands between client and engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SubjectName {
+    /// Nothing: one engine is asked.
+    Direct,
+    /// `proxy_pass`, no more.
+    Nginx,
+    /// The same with a map of keys and a limit on requests.
+    NginxKeyed,
+    /// The same with `proxy_cache`.
+    NginxCache,
+    /// A plain backend.
+    Haproxy,
+    /// The least that Pingora can do.
+    Pingora,
+    /// Turnpike's edge with everything on.
+    Edge,
+}
+
+impl SubjectName {
+    /// As it is called.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Nginx => "nginx",
+            Self::NginxKeyed => "nginx, keyed",
+            Self::NginxCache => "nginx, cache",
+            Self::Haproxy => "HAProxy",
+            Self::Pingora => "bare Pingora",
+            Self::Edge => "edge",
+        }
+    }
+}
+
+/// What is to come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Answers by engines, each request another one.
+    #[default]
+    Chat,
+    /// The same request each time, from the cache.
+    Cached,
+    /// Refused: nobody has the key.
+    UnknownKey,
+    /// Refused: the key may do very little.
+    Limited,
+}
+
+impl Kind {
+    /// What every answer says.
+    pub(crate) const fn status(self) -> u16 {
+        match self {
+            Self::Chat | Self::Cached => 200,
+            Self::UnknownKey => 401,
+            Self::Limited => 429,
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ask {
+    #[serde(default)]
+    pub(crate) kind: Kind,
+    /// One of the simulator's.
+    #[serde(default = "instant")]
+    pub(crate) model: String,
+    pub(crate) body_bytes: usize,
+    pub(crate) answer_tokens: u32,
+    #[serde(default)]
+    pub(crate) stream: bool,
+}
+
+fn instant() -> String {
+    "sim-instant".to_owned()
+}
+
+impl Ask {
+    /// Chat that is answered at once, with a body of so many bytes.
+    pub(crate) fn of_instant(body_bytes: usize) -> Self {
+        Self { kind: Kind::Chat, model: instant(), body_bytes, answer_tokens: 1, stream: false }
+    }
+
+    /// A body of the size, different for each `number`.
+    pub(crate) fn body(&self, number: u32) -> String {
+        let Self { model, answer_tokens, stream, .. } = self;
+        let of = |text: &str| {
+            json!({"model": model, "stream": stream, "max_tokens": answer_tokens, "temperature": 0,
+                "messages": [{"role": "user", "content": text}]})
+            .to_string()
+        };
+        let number = if self.kind == Kind::Cached { 0 } else { number };
+        let text = format!("{number:08}");
+        let left = self.body_bytes.saturating_sub(of(&text).len());
+        of(&(text + &" word".repeat(left.div_ceil(5))[..left]))
+    }
+}
+
+/// How it is asked.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Load {
+    pub(crate) connections: u32,
+    /// Requests a second; as fast as answers come if absent.
+    pub(crate) rate: Option<u32>,
+    #[serde(default)]
+    pub(crate) http2: bool,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scenario {
+    #[serde(skip_deserializing)]
+    pub(crate) name: String,
+    pub(crate) about: String,
+    pub(crate) subjects: Vec<SubjectName>,
+    pub(crate) request: Ask,
+    pub(crate) load: Load,
+}
+
+impl Scenario {
+    /// Those that come with the program.
+    pub(crate) fn all() -> anyhow::Result<Vec<Self>> {
+        OWN.iter().map(|(name, text)| Self::parse(name, text)).collect()
+    }
+
+    /// One of these, or a file.
+    pub(crate) fn find(name: &str) -> anyhow::Result<Self> {
+        if let Some((name, text)) = OWN.iter().find(|(own, _)| *own == name) {
+            return Self::parse(name, text);
+        }
+        let known = || OWN.map(|(name, _)| name).join(", ");
+        let text = std::fs::read_to_string(name)
+            .with_context(|| format!("«{name}» is no file and none of the scenarios {}", known()))?;
+        Self::parse(&Path::new(name).file_stem().unwrap_or_default().to_string_lossy(), &text)
+    }
+
+    /// The nginx that the others are compared with: the first that there is.
+    pub(crate) fn nginx(&self) -> SubjectName {
+        let is_nginx =
+            |it: &SubjectName| matches!(it, SubjectName::Nginx | SubjectName::NginxKeyed | SubjectName::NginxCache);
+        self.subjects.iter().copied().find(is_nginx).unwrap_or(SubjectName::Nginx)
+    }
+
+    fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
+        let read: Self = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
+        let least = read.request.body(0).len();
+        ensure!(
+            least == read.request.body_bytes,
+            "scenario {name}: request.body_bytes: no request is shorter than {least}"
+        );
+        ensure!(read.load.connections > 0, "scenario {name}: load.connections: must be at least 1");
+        ensure!(!read.subjects.is_empty(), "scenario {name}: subjects: nothing to measure");
+        Ok(Self { name: name.to_owned(), ..read })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_scenarios_ask_for_what_they_say() {
+        for scenario in Scenario::all().unwrap() {
+            let (one, other) = (scenario.request.body(1), scenario.request.body(2));
+            assert_eq!((one.len(), other.len()), (scenario.request.body_bytes, scenario.request.body_bytes));
+            assert_eq!(one == other, scenario.request.kind == Kind::Cached, "{}", scenario.name);
+            assert!(crate::engine::MODELS.iter().any(|model| model.name == scenario.request.model));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text: &str| format!("{:#}", Scenario::parse("mine", text).unwrap_err());
+        let text = "about = \"\"\nsubjects = [\"edge\"]\nrequest = { body_bytes = 9, answer_tokens = 1 }\n\
+                    load = { connections = 1 }\n";
+        assert!(error(text).contains("body_bytes: no request is shorter than"), "{}", error(text));
+        let text = text.replace("edge", "hedge");
+        assert!(error(&text).contains("hedge"), "{}", error(&text));
+        assert!(format!("{:#}", Scenario::find("nowhere").unwrap_err()).contains("chat-1k"));
+    }
+}

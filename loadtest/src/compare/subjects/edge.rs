@@ -1,0 +1,78 @@
+//! Turnpike's edge with everything on: keys, limits in a real Redis, the cache, balancing, and metering with its journal and
+//! a control plane that takes the usage.
+
+use super::UNKNOWN_KEY;
+use crate::compare::scenario::Kind;
+use crate::deployment::{Deployment, EdgePlane};
+use crate::engine::MODELS;
+use crate::program::{Cost, Program};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use turnpike_config::link::Role;
+use turnpike_parts::redis::Redis;
+
+/// Answers that the edge keeps in memory, bytes: few, so that requests which are all different are looked up in vain.
+const CACHE_BYTES: u32 = 1 << 20;
+
+/// The edge, its deployment, and the engines that are its nodes.
+pub(in crate::compare) struct Edge {
+    pub(in crate::compare) engines: Vec<SocketAddr>,
+    plane: EdgePlane,
+    key: String,
+    limited_key: String,
+    // In the order in which they may go.
+    _engines: Program,
+    deployment: Deployment,
+    _redis: Redis,
+}
+
+impl Edge {
+    /// Starts all of it.
+    pub(in crate::compare) async fn start(turnpike: PathBuf, engines: Vec<SocketAddr>) -> anyhow::Result<Self> {
+        let redis = tokio::task::spawn_blocking(Redis::start_temporary).await??;
+        let deployment = Deployment::start(turnpike).await?;
+        for model in &MODELS {
+            deployment.add_model(model.name).await?;
+        }
+        let limits = json!({"requests_per_minute": u32::MAX, "tokens_per_minute": u32::MAX});
+        let key = deployment.make_key_with(&json!({"rate_limits": limits})).await?;
+        let limited_key = deployment.make_key_with(&json!({"rate_limits": {"requests_per_minute": 1}})).await?;
+        for number in 1..=engines.len() {
+            deployment.certify(Role::Node, &format!("engine-{number}"))?;
+        }
+        let mut command = vec![std::env::current_exe()?.into(), "engine".into(), "--control".into()];
+        command.push(deployment.link().to_string().into());
+        command.extend(["--certs".into(), deployment.directory().into()]);
+        for engine in &engines {
+            command.extend(["--listen".into(), engine.to_string().into()]);
+        }
+        let program = Program::start("engines", command, deployment.directory())?;
+        deployment.until_nodes_are_ready(engines.len()).await?;
+        let settings = format!("redis.url = \"{}\"\ncache.max_bytes = {CACHE_BYTES}\n", redis.url());
+        let plane = deployment.add_edge("edge", &settings).await?;
+        Ok(Self { engines, plane, key, limited_key, _engines: program, deployment, _redis: redis })
+    }
+
+    pub(in crate::compare) const fn address(&self) -> SocketAddr {
+        self.plane.address
+    }
+
+    /// The key to ask with.
+    pub(in crate::compare) fn key(&self, kind: Kind) -> &str {
+        match kind {
+            Kind::Chat | Kind::Cached => &self.key,
+            Kind::UnknownKey => UNKNOWN_KEY,
+            Kind::Limited => &self.limited_key,
+        }
+    }
+
+    pub(in crate::compare) fn cost(&self) -> anyhow::Result<Cost> {
+        self.plane.program.cost()
+    }
+
+    /// Its log and those of the programs around it, where there is something.
+    pub(in crate::compare) fn logs(&self) -> String {
+        self.deployment.logs()
+    }
+}
