@@ -6,6 +6,7 @@ mod report;
 mod scenario;
 mod spread;
 mod stage;
+mod stream;
 pub(crate) mod subjects;
 
 use anyhow::Context as _;
@@ -18,6 +19,10 @@ use std::time::Duration;
 
 /// What comes before it counts.
 const WARM_UP: Duration = Duration::from_millis(700);
+
+/// Streams at a time, and for how long, of which single tokens are looked at.
+const STREAMS: u32 = 8;
+const STREAMING: Duration = Duration::from_millis(800);
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -64,7 +69,7 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
     let stage = Stage::set(turnpike).await?;
     let mut results = Results::new(args.rounds, args.seconds, stage.missing().to_vec());
     for scenario in scenarios {
-        let bodies = stage.bodies(&scenario.request)?;
+        let bodies = stage.bodies(&scenario.request, args.seconds)?;
         let subjects: Vec<_> = scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)).collect();
         let mut samples = Vec::new();
         for round in 0..=args.rounds {
@@ -75,9 +80,13 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
                 let terms = (lasting, scenario.request.kind.status());
                 let seen = oha.run(address, &key, &bodies, scenario.load, terms).await;
                 let seen = seen.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?;
+                let cost = stage.cost(*subject)?.zip(before).map(|(after, before)| after - before);
+                let tokens = match &scenario.request {
+                    ask if ask.stream => Some(stream::measure((address, &key), ask, STREAMS, STREAMING).await?),
+                    _ => None,
+                };
                 if round > 0 {
-                    let cost = stage.cost(*subject)?.zip(before).map(|(after, before)| after - before);
-                    samples.push(Sample::new(*subject, round, seen, cost));
+                    samples.push(Sample { tokens, ..Sample::new(*subject, round, seen, cost) });
                 }
             }
         }

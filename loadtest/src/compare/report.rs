@@ -4,6 +4,7 @@ use super::oha::Seen;
 use super::plot;
 use super::scenario::{Scenario, SubjectName};
 use super::spread::Spread;
+use super::stream::Tokens;
 use crate::program::Cost;
 use anyhow::Context as _;
 use serde::Serialize;
@@ -24,6 +25,8 @@ pub(super) struct Sample {
     pub(super) cpu_us: Option<f64>,
     /// Resident afterwards.
     pub(super) rss_mib: Option<f64>,
+    /// Of streams, which are measured apart.
+    pub(super) tokens: Option<Tokens>,
 }
 
 impl Sample {
@@ -32,7 +35,7 @@ impl Sample {
         let each = |cost: Cost| cost.cpu.as_secs_f64() * 1e6 / requests as f64;
         let mib = |cost: Cost| cost.rss_kib as f64 / 1024.0;
         let (cpu_us, rss_mib) = (cost.map(each), cost.map(mib));
-        Self { subject, round, requests, per_second, p50_us, p99_us, cpu_us, rss_mib }
+        Self { subject, round, requests, per_second, p50_us, p99_us, cpu_us, rss_mib, tokens: None }
     }
 }
 
@@ -165,10 +168,13 @@ impl Results {
     }
 }
 
+fn show(spread: Option<Spread>, decimals: usize) -> String {
+    spread.map_or_else(|| "–".to_owned(), |spread| spread.show(decimals))
+}
+
 fn rows(text: &mut String, measured: &Measured) -> std::fmt::Result {
     writeln!(text, "| | CPU µs per request | × nginx | × Pingora | requests/s | p50 µs | p99 µs | RSS MiB |")?;
     writeln!(text, "|---|---|---|---|---|---|---|---|")?;
-    let show = |spread: Option<Spread>, decimals| spread.map_or_else(|| "–".to_owned(), |spread| spread.show(decimals));
     for subject in &measured.scenario.subjects {
         let figure = |figure: fn(&Sample) -> Option<f64>| measured.spread(*subject, figure);
         writeln!(
@@ -184,7 +190,27 @@ fn rows(text: &mut String, measured: &Measured) -> std::fmt::Result {
             show(figure(|sample| sample.rss_mib), 0),
         )?;
     }
+    if measured.scenario.request.stream {
+        token_rows(text, measured)?
+    }
     writeln!(text)
+}
+
+fn token_rows(text: &mut String, measured: &Measured) -> std::fmt::Result {
+    writeln!(text, "\n| | first token p50 µs | p99 µs | between tokens p50 µs | p99 µs |\n|---|---|---|---|---|")?;
+    for subject in &measured.scenario.subjects {
+        let figure = |figure: fn(Tokens) -> f64| show(measured.spread(*subject, |sample| sample.tokens.map(figure)), 0);
+        writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            subject.name(),
+            figure(|tokens| tokens.first_p50_us),
+            figure(|tokens| tokens.first_p99_us),
+            figure(|tokens| tokens.between_p50_us),
+            figure(|tokens| tokens.between_p99_us),
+        )?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -15,8 +15,10 @@ use turnpike_parts::process::find_program;
 
 /// Engines behind each subject.
 const ENGINES: usize = 8;
-/// Of a file with bodies: so many that one seldom comes twice within the moment that its answer is kept.
+/// Most of a file with bodies.
 const BODIES_BYTES: usize = 256 << 20;
+/// Bodies for each second: so many that one seldom comes twice within the moment that its answer is kept.
+const BODIES_PER_SECOND: f64 = 80_000.0;
 /// Until the edge answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -103,11 +105,14 @@ impl Stage {
         }
     }
 
-    /// A file with a body in each line.
-    pub(super) fn bodies(&self, ask: &Ask) -> anyhow::Result<PathBuf> {
+    /// A file with a body in each line, for so many seconds.
+    pub(super) fn bodies(&self, ask: &Ask, seconds: f64) -> anyhow::Result<PathBuf> {
         let file = self.directory.path().join("bodies");
-        let lines = u32::try_from((BODIES_BYTES / ask.body_bytes).max(8)).unwrap_or(u32::MAX);
-        let mut text = String::with_capacity(BODIES_BYTES + ask.body_bytes);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let wanted = if ask.kind == Kind::Chat { (BODIES_PER_SECOND * seconds) as u32 } else { 1 };
+        let most = u32::try_from((BODIES_BYTES / ask.body_bytes).max(8)).unwrap_or(u32::MAX);
+        let lines = wanted.clamp(1, most);
+        let mut text = String::new();
         for number in 0..lines {
             writeln!(text, "{}", ask.body(number))?;
         }
