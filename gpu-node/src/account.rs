@@ -7,6 +7,7 @@ use http::{HeaderMap, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::task::{Context, Poll, ready};
 use tokio::sync::oneshot;
 use turnpike_config::wire::LedgerState;
@@ -22,6 +23,8 @@ struct Account {
     /// The prompt's size, for an answer that breaks off.
     prompt: u32,
     settled: bool,
+    /// Bytes that are still to come, where the head says how many: with the last of them the answer is over for the edge.
+    left: Option<u64>,
     /// The last piece, until the end of the request is written; an edge may ask for it right after this piece.
     held: Option<(Piece, oneshot::Receiver<()>)>,
 }
@@ -41,7 +44,8 @@ pub(crate) async fn record(response: Response<Body>, mut recording: Recording, e
         let _ = recording.end(state, tokens).await;
         return response;
     }
-    response.map(|body| Account { body, tap, recording, prompt, settled: false, held: None }.boxed_unsync())
+    let left = number(response.headers(), header::CONTENT_LENGTH.as_str());
+    response.map(|body| Account { body, tap, recording, prompt, settled: false, left, held: None }.boxed_unsync())
 }
 
 /// The engine did nothing that is to be paid.
@@ -51,7 +55,7 @@ pub(crate) async fn refuse(mut recording: Recording) {
 }
 
 /// A header that holds a number.
-pub(crate) fn number(headers: &HeaderMap, name: &str) -> Option<u32> {
+pub(crate) fn number<N: FromStr>(headers: &HeaderMap, name: &str) -> Option<N> {
     headers.get(name)?.to_str().ok()?.parse().ok()
 }
 
@@ -69,10 +73,13 @@ impl Account {
         let is_over = match piece {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     // What it gives out again in whole events is of no use here.
                     let _ = self.tap.pass(Some(data.clone()), false);
                 }
-                self.body.is_end_stream() || matches!(self.tap, Tap::Stream(_)) && self.tap.is_complete()
+                self.body.is_end_stream()
+                    || self.left == Some(0)
+                    || matches!(self.tap, Tap::Stream(_)) && self.tap.is_complete()
             }
             Some(Err(_)) => true,
             None => {
