@@ -70,6 +70,8 @@ async fn streams(address: SocketAddr, key: &str, ask: &Ask, from: u32, until: In
         let request = Request::post("/v1/chat/completions").header(HOST, address.to_string());
         let request = request.header(AUTHORIZATION, key).header(CONTENT_TYPE, "application/json");
         let request = request.body(Full::new(Bytes::from(ask.body(number))))?;
+        // It may still be busy with the end of the answer before.
+        send.ready().await?;
         let mut last = Instant::now();
         let reply = send.send_request(request).await?;
         ensure!(reply.status() == 200, "expected 200, but got {}", reply.status());
