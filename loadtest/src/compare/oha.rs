@@ -50,8 +50,11 @@ struct Percentiles {
 
 impl Oha {
     pub(super) fn find() -> anyhow::Result<Self> {
-        let in_home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo/bin/oha"));
-        let found = find_program(&["oha"]).or_else(|| in_home.filter(|path| path.is_file()));
+        // Where cargo installs, which need not be where users look.
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let cargo = variable("CARGO_HOME").or_else(|| Some(variable("HOME")?.join(".cargo")));
+        let installed = cargo.map(|cargo| cargo.join("bin/oha")).filter(|path| path.is_file());
+        let found = find_program(&["oha"]).or(installed);
         found.map(Self).with_context(|| {
             format!("oha is missing, which makes the load: cargo install oha --locked --version {VERSION}")
         })
