@@ -49,7 +49,9 @@ impl Edge {
         }
         let program = Program::start("engines", command, deployment.directory())?;
         deployment.until_nodes_are_ready(engines.len()).await?;
-        let settings = format!("redis.url = \"{}\"\ncache.max_bytes = {CACHE_BYTES}\n", redis.url());
+        // On one machine with all the load, Redis may be late without being away.
+        let settings =
+            format!("redis.slow = \"500ms\"\nredis.url = \"{}\"\ncache.max_bytes = {CACHE_BYTES}\n", redis.url());
         let plane = deployment.add_edge("edge", &settings).await?;
         Ok(Self { engines, plane, key, limited_key, _engines: program, deployment, _redis: redis })
     }
