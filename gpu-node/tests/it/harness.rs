@@ -103,7 +103,16 @@ async fn take_ledger(heard: &Mutex<Heard>, connection: &Link) {
 
 impl Control {
     pub(crate) fn start(authority: &Authority, address: SocketAddr) -> Self {
-        let server = LinkServer::bind(address, &authority.identity(Role::Control, "control")).unwrap();
+        let identity = authority.identity(Role::Control, "control");
+        let deadline = Instant::now() + PATIENCE;
+        // A port that was free a moment ago may be another connection's until that ends.
+        let server = loop {
+            match LinkServer::bind(address, &identity) {
+                Ok(server) => break server,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
         let (address, heard) = (server.local_addr().unwrap(), Arc::<Mutex<Heard>>::default());
         let noted = Arc::clone(&heard);
         let task = tokio::spawn(async move {
