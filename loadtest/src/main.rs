@@ -4,6 +4,7 @@ mod chaos;
 mod compare;
 mod deployment;
 mod engine;
+mod percentile;
 mod program;
 mod push;
 

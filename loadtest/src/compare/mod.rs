@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// How long each time, seconds.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
     /// Also write `compare.json` and `compare.md` with its plots into this directory.
     #[arg(long, value_name = "DIRECTORY")]
@@ -42,6 +42,12 @@ pub(crate) struct Args {
     /// The program to measure; otherwise the one beside this one.
     #[arg(long, value_name = "FILE")]
     turnpike: Option<PathBuf>,
+}
+
+/// What oha can be told, and not so long that nobody waits for it.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=3_600.0).contains(seconds));
+    seconds.ok_or_else(|| "expected 0.1 to 3600".to_owned())
 }
 
 /// Threads of every program that is compared.
@@ -100,4 +106,17 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
 fn progress(text: &str) {
     // Nobody is there to read it.
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn a_time_is_one_that_can_be_waited_for() {
+        assert_eq!(seconds("0.5"), Ok(0.5));
+        for bad in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What oha does not measure: how long until a stream's first token, and how long between two.
 
 use super::scenario::Ask;
+use crate::percentile;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -86,23 +87,8 @@ async fn streams(address: SocketAddr, key: &str, ask: &Ask, from: u32, until: In
     Ok(seen)
 }
 
-/// The middle, and what only one in a hundred is above.
+/// The middle, and what only one in a hundred is above; microseconds.
 fn percentiles(mut all: Vec<Duration>) -> [f64; 2] {
     all.sort_unstable();
-    [50, 99].map(|percent| {
-        let index = (all.len() * percent).div_ceil(100).saturating_sub(1);
-        all.get(index).map_or(f64::NAN, |it| it.as_secs_f64() * 1e6)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_of_what_was_seen() {
-        let all = (1..=100).rev().map(Duration::from_micros).collect();
-        assert_eq!(percentiles(all), [50.0, 99.0]);
-        assert!(percentiles(Vec::new())[0].is_nan());
-    }
+    [500, 990].map(|permille| percentile::of(&all, permille) * 1e6)
 }

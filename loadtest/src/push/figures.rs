@@ -1,5 +1,6 @@
 //! What was measured.
 
+use crate::percentile;
 use serde::Serialize;
 use std::io::Write;
 use std::time::Duration;
@@ -16,10 +17,7 @@ impl Latency {
     /// Of at least one.
     pub(crate) fn of(mut all: Vec<Duration>) -> Self {
         all.sort_unstable();
-        let at = |permille: usize| {
-            let index = (all.len() * permille).div_ceil(1000).saturating_sub(1);
-            all.get(index).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
-        };
+        let at = |permille| percentile::of(&all, permille) * 1e3;
         Self { p50_ms: at(500), p99_ms: at(990), max_ms: at(1000) }
     }
 }
