@@ -66,14 +66,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     let results = runtime.block_on(measure(args, &scenarios, turnpike))?;
-    results.print(&mut std::io::stdout())?;
-    args.out.as_deref().map_or(Ok(()), |directory| results.write(directory))
+    results.print(&mut std::io::stdout())
 }
 
 async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyhow::Result<Results> {
     let oha = Oha::find()?;
     let stage = Stage::set(turnpike).await?;
     let mut results = Results::new(args.rounds, args.seconds, stage.missing().to_vec());
+    if let Some(directory) = &args.out {
+        // Before it has taken long to find out that it cannot be written.
+        results.write(directory)?;
+    }
     for scenario in scenarios {
         let bodies = stage.bodies(&scenario.request, args.seconds)?;
         let subjects: Vec<_> = scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)).collect();
@@ -88,7 +91,10 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
                 let seen = seen.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?;
                 let cost = stage.cost(*subject)?.zip(before).map(|(after, before)| after - before);
                 let tokens = match &scenario.request {
-                    ask if ask.stream => Some(stream::measure((address, &key), ask, STREAMS, STREAMING).await?),
+                    ask if ask.stream => {
+                        let tokens = stream::measure((address, &key), ask, STREAMS, STREAMING).await;
+                        Some(tokens.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?)
+                    }
                     _ => None,
                 };
                 if round > 0 {
@@ -97,6 +103,10 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
             }
         }
         results.add(scenario.clone(), samples);
+        // After each, for the next one may fail.
+        if let Some(directory) = &args.out {
+            results.write(directory)?;
+        }
         progress(&format!("{} is measured", scenario.name));
     }
     Ok(results)

@@ -1,5 +1,6 @@
 //! What is measured, as files say it.
 
+use crate::engine::MODELS;
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -169,6 +170,7 @@ impl Scenario {
     }
 
     fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
+        use SubjectName::{Direct, NginxCache, NginxKeyed};
         let read: Self = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
         let least = read.request.body(0).len();
         ensure!(
@@ -177,6 +179,13 @@ impl Scenario {
         );
         ensure!(read.load.connections > 0, "scenario {name}: load.connections: must be at least 1");
         ensure!(!read.subjects.is_empty(), "scenario {name}: subjects: nothing to measure");
+        let Ask { model, stream, kind, .. } = &read.request;
+        let is_known = MODELS.iter().any(|known| known.name == model);
+        ensure!(is_known, "scenario {name}: request.model: the simulator has no «{model}»");
+        ensure!(!stream || kind.status() == 200, "scenario {name}: request.stream: what is refused is no stream");
+        let speaks = |subject: &SubjectName| !matches!(subject, Direct | NginxKeyed | NginxCache);
+        let can = !read.load.http2 || !stream && read.subjects.iter().all(speaks);
+        ensure!(can, "scenario {name}: load.http2: not for streams, nor for direct, nginx-keyed and nginx-cache");
         Ok(Self { name: name.to_owned(), ..read })
     }
 }
@@ -191,8 +200,17 @@ mod tests {
             let (one, other) = (scenario.request.body(1), scenario.request.body(2));
             assert_eq!((one.len(), other.len()), (scenario.request.body_bytes, scenario.request.body_bytes));
             assert_eq!(one == other, scenario.request.kind == Kind::Cached, "{}", scenario.name);
-            assert!(crate::engine::MODELS.iter().any(|model| model.name == scenario.request.model));
         }
+    }
+
+    #[test]
+    fn every_file_comes_with_the_program() {
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios")).unwrap();
+        let mut files: Vec<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let mut own = OWN.map(|(name, _)| format!("{name}.toml")).to_vec();
+        files.sort();
+        own.sort();
+        assert_eq!(own, files);
     }
 
     #[test]
@@ -201,6 +219,15 @@ mod tests {
         let text = "about = \"\"\nsubjects = [\"edge\"]\nrequest = { body_bytes = 9, answer_tokens = 1 }\n\
                     load = { connections = 1 }\n";
         assert!(error(text).contains("body_bytes: no request is shorter than"), "{}", error(text));
+        let text = text.replace("body_bytes = 9", "body_bytes = 900");
+        for (part, other, named) in [
+            ("answer_tokens = 1", "answer_tokens = 1, model = \"m\"", "request.model"),
+            ("answer_tokens = 1", "answer_tokens = 1, stream = true, kind = \"limited\"", "request.stream"),
+            ("connections = 1", "connections = 1, http2 = true", "load.http2"),
+        ] {
+            let text = text.replace(part, other).replace("edge", "direct");
+            assert!(error(&text).contains(named), "{}", error(&text));
+        }
         let text = text.replace("edge", "hedge");
         assert!(error(&text).contains("hedge"), "{}", error(&text));
         assert!(format!("{:#}", Scenario::find("nowhere").unwrap_err()).contains("chat-1k"));

@@ -44,8 +44,8 @@ pub(super) async fn measure(
     let mut running = JoinSet::new();
     for number in 0..connections {
         let (key, ask) = (format!("Bearer {key}"), ask.clone());
-        // Not the numbers of those that oha asks for at the same time.
-        running.spawn(async move { streams(address, &key, &ask, number * 1_000_000, until).await });
+        // Others than oha has asked for.
+        running.spawn(async move { streams(address, &key, &ask, (number + 1) * 1_000_000, until).await });
     }
     let mut all = Seen::default();
     while let Some(seen) = running.join_next().await {

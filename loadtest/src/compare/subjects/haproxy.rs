@@ -18,7 +18,7 @@ pub(in crate::compare) async fn haproxy(
     let settings = format!(
         "global\n  nbthread {threads}\n  maxconn 9000\n\
          defaults\n  mode http\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n  \
-         option http-keep-alive\n  http-reuse always\n\
+         option http-keep-alive\n  option http-no-delay\n  http-reuse always\n\
          frontend clients\n  bind {http1}\n  bind {http2} proto h2\n  default_backend engines\n\
          backend engines\n  balance roundrobin\n{servers}",
         threads = super::super::threads(),
