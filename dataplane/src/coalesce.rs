@@ -16,7 +16,8 @@ pub(crate) struct Waiting(BytesMut);
 
 impl Waiting {
     /// Takes pieces that may wait; gives back what has to be written now, with what waited before in front. Only a body of
-    /// HTTP/1.1 in its middle may wait: HTTP/2 puts its frames together by itself.
+    /// HTTP/1.1 in its middle may wait: HTTP/2 puts its frames together by itself. Nothing waits behind a write that the
+    /// client holds up: the node is held up with it.
     pub(crate) fn take(&mut self, client: &ServerSession, mut tasks: Vec<HttpTask>) -> Option<Vec<HttpTask>> {
         let has_begun = client.as_http1().is_some_and(|client| client.response_written().is_some());
         let pieces = tasks.iter().map(|task| match task {
@@ -24,7 +25,8 @@ impl Waiting {
             _ => None,
         });
         let more: Option<usize> = pieces.sum();
-        if has_begun && more.is_some_and(|more| self.0.len() + more < MUCH) {
+        let is_free = has_begun && !client.has_pending_downstream_proxy_tasks();
+        if is_free && more.is_some_and(|more| self.0.len() + more < MUCH) {
             for task in tasks {
                 if let HttpTask::Body(Some(piece), _) = task {
                     self.0.extend_from_slice(&piece);
@@ -65,6 +67,7 @@ mod tests {
     use bytes::Bytes;
     use pingora::http::ResponseHeader;
     use pingora::protocols::l4::stream::Stream;
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -100,6 +103,19 @@ mod tests {
         }
         let text = String::from_utf8(read).unwrap();
         assert!(text.ends_with("\r\n\r\nD\r\none two three\r\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn nothing_waits_behind_a_client_who_does_not_read() {
+        let ((_client, mut session), mut waiting) = (begun().await, Waiting::default());
+        let is_full = async {
+            while waiting.take(&session, vec![HttpTask::Body(Some(Bytes::from(vec![b'x'; MUCH - 1])), false)]).is_none()
+            {
+                // Dropped in the middle of a write as soon as the socket takes no more.
+                let _ = tokio::time::timeout(Duration::from_millis(50), waiting.write(&mut session)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), is_full).await.unwrap();
     }
 
     #[tokio::test]

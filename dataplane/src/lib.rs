@@ -154,7 +154,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
         settings.redis.as_ref().map(RedisClient::new).transpose()?
     };
     let limiter = Arc::new(limiter(&settings, redis.clone(), &own.name, clock, &metrics));
-    let shared = redis.clone().map(|client| SharedAnswers::new(client, clock));
+    let shared = redis.clone().map(|client| SharedAnswers::new(client.of_threads(), clock));
     let aside = Aside::new(&identity, runtime.handle().clone())?;
     let own = Own { name: own.name, certificate, aside };
     let directory = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));

@@ -174,8 +174,9 @@ impl ProxyHttp for Proxy {
         let is_done = dispatch.tap.as_ref().is_some_and(|tap| matches!(tap, Tap::Stream(_)) && tap.is_complete());
         if end_of_stream || is_done {
             let swapped = dispatch.swapped.clone();
-            // What is on its way to the client counts.
-            let unsent = dispatch.passed_bytes.saturating_sub(session.body_bytes_sent());
+            // What is on its way to the client counts, unless he has left.
+            let on_its_way = dispatch.passed_bytes.saturating_sub(session.body_bytes_sent());
+            let unsent = if swapped.client_left() { 0 } else { on_its_way };
             if let Some(written) = meter::conclude(&self.edge, session, request, unsent, None) {
                 swapped.hold_end_for(written);
             }

@@ -1,8 +1,7 @@
 //! The region's Redis: one server or a cluster, over TCP or TLS.
 //!
-//! Each thread has a connection of its own: a request that asks and what drives its connection then never wait for another
-//! thread to wake up. Connections come back by themselves. Nothing here waits longer than [`RESPONSE_TIMEOUT`]; what is
-//! worth waiting for less long is for the caller to say.
+//! Connections come back by themselves. Nothing here waits longer than [`RESPONSE_TIMEOUT`]; what is worth waiting for less
+//! long is for the caller to say.
 
 use crate::settings::RedisSettings;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -40,16 +39,20 @@ pub enum BadRedis {
 /// A handle; clones share the connections.
 #[derive(Clone)]
 pub(crate) enum RedisClient {
+    /// One connection, by which it is known how the server does.
     Single(Arc<Server>),
+    /// One for each thread of the proxy: who asks does not wait for another thread to wake up.
+    Threads(Arc<Server>),
     Cluster(Box<LazyCluster>),
 }
 
-/// A server, to which each thread connects when it first needs it.
+/// A server.
 pub(crate) struct Server {
     /// Tells servers apart in what threads have.
     number: u64,
     client: Client,
     config: ConnectionManagerConfig,
+    connection: ConnectionManager,
 }
 
 static SERVERS: AtomicU64 = AtomicU64::new(0);
@@ -59,8 +62,13 @@ thread_local! {
 }
 
 impl Server {
-    /// This thread's connection. To be called inside a tokio runtime.
-    fn connection(&self) -> Result<ConnectionManager, RedisError> {
+    fn new(client: Client, config: ConnectionManagerConfig) -> Result<Self, RedisError> {
+        let connection = client.get_connection_manager_lazy(config.clone())?;
+        Ok(Self { number: SERVERS.fetch_add(1, Ordering::Relaxed), client, config, connection })
+    }
+
+    /// This thread's connection, made when it is first needed.
+    fn of_thread(&self) -> Result<ConnectionManager, RedisError> {
         CONNECTIONS.with_borrow_mut(|connections| {
             if let Some(connection) = connections.get(&self.number) {
                 return Ok(connection.clone());
@@ -80,7 +88,7 @@ pub(crate) struct LazyCluster {
 }
 
 impl RedisClient {
-    /// A client for these settings; it connects when it is first used.
+    /// A client for these settings; it connects when it is first used. To be called inside a tokio runtime.
     pub(crate) fn new(settings: &RedisSettings) -> Result<Self, BadRedis> {
         let unusable = |error: RedisError| BadRedis::Url(error.to_string());
         let certificates = certificates(settings)?;
@@ -107,8 +115,17 @@ impl RedisClient {
             .set_number_of_retries(0)
             .set_min_delay(RECONNECT.0)
             .set_max_delay(RECONNECT.1);
-        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
-        client.map(|client| Self::Single(Arc::new(Server { number, client, config }))).map_err(unusable)
+        let server = client.and_then(|client| Server::new(client, config));
+        server.map(|server| Self::Single(Arc::new(server))).map_err(unusable)
+    }
+
+    /// The same with a connection for each thread, where there is one server. Each may be cold or dead by itself: not for
+    /// those who judge by it how the server does.
+    pub(crate) fn of_threads(self) -> Self {
+        match self {
+            Self::Single(server) => Self::Threads(server),
+            other => other,
+        }
     }
 
     pub(crate) const fn is_cluster(&self) -> bool {
@@ -118,7 +135,8 @@ impl RedisClient {
     /// Runs a command.
     pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         match self {
-            Self::Single(server) => command.query_async(&mut server.connection()?).await,
+            Self::Single(server) => command.query_async(&mut server.connection.clone()).await,
+            Self::Threads(server) => command.query_async(&mut server.of_thread()?).await,
             Self::Cluster(lazy) => {
                 let connection = lazy.connection.get_or_try_init(|| lazy.client.get_async_connection()).await?;
                 command.query_async(&mut connection.clone()).await
