@@ -339,13 +339,15 @@ impl CustomSession for ReplaySession {
                 None => self.bear(Err(gone()), ends),
             };
         }
+        let node_failed = tasks.iter().any(|task| matches!(task, HttpTask::Failed(_)));
         let Some(tasks) = self.waiting.take(&self.inner, tasks) else { return Ok(false) };
         let write = async {
             Waiting::end_write(&mut self.inner).await?;
             self.inner.response_duplex_vec(tasks).await
         };
         let written = patiently(self.audience.clone(), write).await;
-        self.bear(written, ends)
+        // Whatever becomes of the client, that is not the end of an answer.
+        if node_failed { written } else { self.bear(written, ends) }
     }
 
     fn set_read_timeout(&mut self, timeout: Option<Duration>) {
