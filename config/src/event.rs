@@ -213,3 +213,24 @@ impl UsageEvent {
         self.prompt_tokens as u64 + self.completion_tokens as u64
     }
 }
+
+/// A [`UsageEvent`] as it was once encoded, passed on as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedEvent(pub bytes::Bytes);
+
+impl EncodedEvent {
+    /// What it says.
+    pub fn decode(&self) -> Result<UsageEvent, minicbor::decode::Error> {
+        minicbor::decode(&self.0)
+    }
+}
+
+impl<C> Encode<C> for EncodedEvent {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        encoder: &mut minicbor::Encoder<W>,
+        _context: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        encoder.writer_mut().write_all(&self.0).map_err(minicbor::encode::Error::write)
+    }
+}

@@ -30,7 +30,7 @@ pub use caching::{CacheKey, CachePolicy, CacheStatus};
 pub use change::Change;
 pub use crash::crash_point;
 pub use digest::KeyDigest;
-pub use event::{Endpoint, RequestStatus, UsageEvent};
+pub use event::{EncodedEvent, Endpoint, RequestStatus, UsageEvent};
 pub use ids::{EventId, KeyId, OrgId};
 pub use limits::{Budget, LimitSettings, ModelLimits, Prepaid, RateLimits, RegionShare};
 pub use money::{Price, PriceVersion, Tokens, Usd};

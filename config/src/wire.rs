@@ -43,7 +43,7 @@ pub enum Open {
 /// A stretch of an edge's journal. `(edge, epoch, seq)` is contiguous; a batch may be sent again after a lost ack. One
 /// without records (`first_seq == end_seq`) only says how far the edge has come.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct UsageBatch {
+pub struct UsageBatch<Event = UsageEvent> {
     /// The journal's epoch: made anew when an edge starts without one.
     #[n(0)]
     pub epoch: u64,
@@ -52,7 +52,7 @@ pub struct UsageBatch {
     pub first_seq: u64,
     /// The events among the records, at most [`MAX_BATCH_EVENTS`].
     #[n(2)]
-    pub events: Vec<UsageEvent>,
+    pub events: Vec<Event>,
     /// Sequence number after the last record; records that are no events (intents) are counted and not sent.
     #[n(3)]
     pub end_seq: u64,

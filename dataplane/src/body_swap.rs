@@ -126,6 +126,9 @@ impl Swapped {
 
 /// Waits until usage is recorded, within its patience.
 pub(crate) async fn recorded(written: Written) -> Result<()> {
+    if written.is_now() {
+        return Ok(());
+    }
     tokio::time::timeout(METERING_PATIENCE, written.wait())
         .await
         .map_err(|_| Error::explain(NOT_RECORDED, "usage could not be recorded in time"))

@@ -14,6 +14,8 @@ const BATCH: usize = 2_048;
 const ACK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between tries at a disk that refuses.
 const DISK_RETRY: Duration = Duration::from_secs(5);
+/// Between two batches that are not full: each costs the disk and both ends something, however small.
+const PACE: Duration = Duration::from_millis(100);
 /// An edge with nothing to ship says so this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -50,6 +52,8 @@ pub(crate) async fn run(edge: &Edge, link: &Link) -> Result<(), LinkError> {
             crash_point("edge.before_advance");
             patiently(|| reader.advance(end_seq)).await;
             edge.metrics.journal_shipped.set(i64::try_from(end_seq).unwrap_or(i64::MAX));
+            let is_full = |now: &Position| now.durable.saturating_sub(end_seq) >= BATCH as u64;
+            let _ = tokio::time::timeout_at((sent_at + PACE).into(), news.wait_for(is_full)).await;
         } else {
             let _ = tokio::time::timeout_at((sent_at + HEARTBEAT).into(), news.changed()).await;
         }

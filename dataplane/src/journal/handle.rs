@@ -1,10 +1,11 @@
 //! What requests hold of the journal.
 
 use super::began::Running;
+use super::desk::Desk;
 use super::record::{Counts, Intent, Record};
-use super::state::{Entry, Position, Shared, Written};
+use super::state::{Position, Shared, Slot, Written};
 use super::sync::Syncer;
-use super::writer::{self, Writer};
+use super::writer::Writer;
 use super::{JournalError, io_error, recover};
 use crate::clock::Clock;
 use std::fs::{File, TryLockError};
@@ -12,20 +13,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use std::time::Duration;
+use tokio::sync::watch;
 use turnpike_config::UsageEvent;
-
-/// Slots for requests in flight; without a free one no request is dispatched.
-const QUEUE: usize = 32_768;
 
 /// A promise that what becomes of a request can be recorded.
 #[derive(Debug)]
 pub(crate) struct Permit {
     /// Gone once the event is handed over.
-    slot: Option<mpsc::OwnedPermit<Entry>>,
-    queue: mpsc::Sender<Entry>,
-    shared: Arc<Shared>,
+    slot: Option<Slot>,
+    desk: Arc<Handles>,
     // Until the event is handed over, the request counts as running.
     running: Option<Running>,
     late: Option<Running>,
@@ -54,16 +51,14 @@ impl Drop for Orphan {
 impl Permit {
     /// Hands over what a node is about to be asked; `None` if too many requests are in flight.
     pub(crate) fn intend(&self, intent: Intent) -> Option<Written> {
-        let slot = self.queue.try_reserve().ok()?;
+        let slot = Slot::take(&self.desk.0.shared)?;
         self.intended.store(true, Ordering::Relaxed);
-        let (entry, written) = self.entry(Record::Intent(Box::new(intent)));
-        slot.send(entry);
-        Some(written)
+        Some(self.desk.0.hand_over(Record::Intent(Box::new(intent)), slot))
     }
 
     /// The request has ended, and its event takes a while yet.
     pub(crate) fn is_late(&mut self) {
-        self.late = Some(self.shared.ended.enter(monotonic_ms()));
+        self.late = Some(self.desk.0.shared.ended.enter(monotonic_ms()));
     }
 
     /// Its event may take long: what is said to be complete by the end of requests does not wait for it any more.
@@ -73,17 +68,10 @@ impl Permit {
 
     /// Hands over the event. Never waits: the slot is ours.
     pub(crate) fn record(mut self, event: UsageEvent) -> Written {
-        let (entry, written) = self.entry(Record::Final(Box::new(event)));
-        if let Some(slot) = self.slot.take() {
-            slot.send(entry);
+        match self.slot.take() {
+            Some(slot) => self.desk.0.hand_over(Record::Final(Box::new(event)), slot),
+            None => Written::NOW,
         }
-        written
-    }
-
-    fn entry(&self, record: Record) -> (Entry, Written) {
-        let (sender, written) = Written::later();
-        self.shared.handed_over.fetch_add(1, Ordering::SeqCst);
-        (Entry { record, handed_over: Instant::now(), written: sender }, written)
     }
 }
 
@@ -93,15 +81,25 @@ impl Drop for Permit {
             // A node was asked and no event says what came of it: an orphan for the next life. Nobody may take usage for
             // complete in this one.
             std::mem::forget(self.running.take());
-            std::mem::forget(self.orphan.take().unwrap_or_else(|| Orphan::new(&self.shared)));
+            std::mem::forget(self.orphan.take().unwrap_or_else(|| Orphan::new(&self.desk.0.shared)));
         }
+    }
+}
+
+/// Those who may hand over; with the last of them, the threads end.
+#[derive(Debug)]
+struct Handles(Arc<Desk>);
+
+impl Drop for Handles {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
 /// The handle that requests take permits from.
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
-    queue: mpsc::Sender<Entry>,
+    desk: Arc<Handles>,
     shared: Arc<Shared>,
 }
 
@@ -122,7 +120,7 @@ impl Journal {
     pub(crate) fn open(
         directory: &Path,
         max_bytes: u64,
-        seen: impl Fn(&UsageEvent, Duration) + Send + 'static,
+        seen: impl Fn(&UsageEvent, Duration) + Send + Sync + 'static,
     ) -> Result<Opened, JournalError> {
         std::fs::create_dir_all(directory).map_err(io_error(directory))?;
         let lock = lock(directory)?;
@@ -132,17 +130,19 @@ impl Journal {
         let orphans: Vec<Intent> = recovered.open.values().cloned().collect();
         let syncer = Syncer::new(Arc::clone(&shared));
         let writer = Writer::resume(Arc::clone(&shared), Arc::clone(&syncer), recovered)?;
-        let (queue, entries) = mpsc::channel(QUEUE);
+        let desk = Arc::new(Desk::new(Arc::clone(&shared), writer, Box::new(seen)));
+        let at_desk = (Arc::clone(&desk), Arc::clone(&syncer));
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let _syncing = thread("journal-sync").spawn(move || syncer.run()).map_err(io_error(directory))?;
         let _writing = thread("journal")
             .spawn(move || {
                 // Held as long as something is written.
                 let _lock = lock;
-                writer::run(writer, entries, &seen);
+                let (desk, syncer) = at_desk;
+                desk.run(&syncer);
             })
             .map_err(io_error(directory))?;
-        let journal = Self { queue, shared };
+        let journal = Self { desk: Arc::new(Handles(desk)), shared };
         let held = orphans.into_iter().filter_map(|intent| {
             let orphan = Orphan::new(&journal.shared);
             let Some(mut permit) = journal.permit_for(intent.id.unix_ms()) else {
@@ -176,11 +176,10 @@ impl Journal {
     fn permit_for(&self, began_ms: u64) -> Option<Permit> {
         // Counted as running first: at no moment is it neither running nor handed over.
         let running = self.shared.began.enter(began_ms);
-        let slot = self.queue.clone().try_reserve_owned().ok()?;
+        let slot = Slot::take(&self.shared)?;
         Some(Permit {
             slot: Some(slot),
-            queue: self.queue.clone(),
-            shared: Arc::clone(&self.shared),
+            desk: Arc::clone(&self.desk),
             running: Some(running),
             late: None,
             orphan: None,

@@ -1,13 +1,15 @@
 //! The usage journal: every metered request is on this disk before its client has had all of the answer.
 //!
 //! Append-only segment files of checksummed records, numbered without gaps by `(epoch, seq)`. An *intent* is written before
-//! a node is asked and an *event* at the end. One thread writes what is handed over, another syncs behind it in groups:
-//! a killed process loses nothing that was written, a power cut nothing that was synced. Requests hold a permit for a slot
-//! in the queue, taken before dispatch, so that none is served that could not be recorded. The shipper reads back from disk
+//! a node is asked and an *event* at the end. Requests write their records themselves, into the system's memory; while the
+//! disk is busy or refuses a thread does it for them, and another syncs behind them in groups: a killed process loses
+//! nothing that was written, a power cut nothing that was synced. Requests hold a permit for a slot among what waits, taken
+//! before dispatch, so that none is served that could not be recorded. The shipper reads back from disk
 //! and deletes what the control plane has stored. Intents whose events are missing at the next start are for
 //! [`crate::resolve`].
 
 mod began;
+mod desk;
 mod handle;
 mod reader;
 mod record;

@@ -1,9 +1,9 @@
 //! Reads the journal back for shipping, and deletes what has been stored elsewhere.
 
 use super::handle::Journal;
-use super::record::Record;
 use super::{JournalError, io_error, recover, segment};
-use turnpike_config::UsageEvent;
+use bytes::Bytes;
+use turnpike_config::EncodedEvent;
 
 /// Bytes looked at for one batch; several thousand records.
 const WINDOW: usize = 4 << 20;
@@ -15,7 +15,7 @@ pub(crate) struct Batch {
     /// After the last record.
     pub(crate) end_seq: u64,
     /// The events among the records.
-    pub(crate) events: Vec<UsageEvent>,
+    pub(crate) events: Vec<EncodedEvent>,
 }
 
 /// A position in the journal that survives restarts.
@@ -64,10 +64,10 @@ impl Reader {
         let mut window = WINDOW;
         loop {
             let before = cursor;
-            let bytes = segment::read_from(&path, self.journal.epoch(), cursor.offset, window)?;
+            let bytes = Bytes::from(segment::read_from(&path, self.journal.epoch(), cursor.offset, window)?);
             let scan = segment::scan(&bytes, limit);
             let is_all = bytes.len() < window;
-            let Some((last_seq, _)) = scan.records.last() else {
+            let Some(last) = scan.records.last() else {
                 if !is_all {
                     // Damage as long as the window.
                     window *= 2;
@@ -77,12 +77,12 @@ impl Reader {
                 let end_seq = next_segment.unwrap_or(durable);
                 return Ok(Some(Batch { first_seq, end_seq, events: Vec::new() }));
             };
-            let end = last_seq + 1;
-            let below = |seq: &u64| (first_seq..durable).contains(seq);
+            let end = last.seq + 1;
             cursor = Cursor { seq: end, offset: cursor.offset + scan.good_bytes as u64, ..cursor };
             if end > first_seq {
+                let records = scan.records.iter().filter(|found| (first_seq..durable).contains(&found.seq));
                 let events =
-                    scan.records.into_iter().filter(|(seq, _)| below(seq)).filter_map(|(_, record)| event(record));
+                    records.filter_map(|found| found.event().map(|event| EncodedEvent(bytes.slice_ref(event))));
                 let (events, end_seq) = (events.collect(), end.min(durable));
                 // Records beyond what is durable are read again.
                 self.cursor = Some(if end <= durable { cursor } else { before });
@@ -109,12 +109,5 @@ impl Reader {
             }
         }
         Ok(())
-    }
-}
-
-fn event(record: Record) -> Option<UsageEvent> {
-    match record {
-        Record::Final(event) => Some(*event),
-        _ => None,
     }
 }

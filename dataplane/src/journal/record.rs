@@ -53,7 +53,7 @@ pub(crate) enum Record {
 }
 
 const INTENT: u8 = 1;
-const FINAL: u8 = 2;
+pub(super) const FINAL: u8 = 2;
 const COUNTS: u8 = 3;
 
 impl Record {

@@ -69,8 +69,15 @@ pub(super) fn recover(directory: &Path, epoch: u64, shipped: u64) -> Result<Reco
         }
         found.bytes += if is_last { good } else { size };
         found.last = is_last.then_some((*first_seq, good));
-        found.carried = *first_seq == 0 || scan.records.iter().any(|(_, record)| matches!(record, Record::Counts(_)));
-        scan.records.into_iter().for_each(|(seq, record)| found.take(seq, record));
+        found.carried = *first_seq == 0;
+        for record in scan.records {
+            let read = record.decode();
+            if read.is_none() {
+                tracing::error!(segment = %path.display(), record = record.seq, "a usage record cannot be read");
+            }
+            found.carried |= matches!(read, Some(Record::Counts(_)));
+            found.take(record.seq, read.unwrap_or(Record::Unknown));
+        }
     }
     // Records that were shipped and are torn off now have had their numbers: they are not given again.
     found.next_seq = found.next_seq.max(shipped);

@@ -3,7 +3,7 @@
 //! Numbers are big endian. The checksum (CRC-32C) covers sequence number, kind and payload. A record bears its own
 //! number, so that one which was damaged on disk costs itself and nothing after it.
 
-use super::record::Record;
+use super::record::{FINAL, Record};
 use super::{JournalError, io_error};
 use std::fs::File;
 use std::io::Read as _;
@@ -53,11 +53,31 @@ pub(super) fn encode(seq: u64, record: &Record, out: &mut Vec<u8>) {
     out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
 }
 
+/// A whole record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found<'a> {
+    pub(super) seq: u64,
+    kind: u8,
+    payload: &'a [u8],
+}
+
+impl<'a> Found<'a> {
+    /// What it says; `None` if this version cannot read it.
+    pub(super) fn decode(&self) -> Option<Record> {
+        Record::decode(self.kind, self.payload)
+    }
+
+    /// The event as it was encoded, if it is one.
+    pub(super) const fn event(&self) -> Option<&'a [u8]> {
+        if self.kind == FINAL { Some(self.payload) } else { None }
+    }
+}
+
 /// What a scan over record bytes found.
 #[derive(Debug, Default)]
-pub(super) struct Scan {
-    /// Decoded records with their numbers, in order.
-    pub(super) records: Vec<(u64, Record)>,
+pub(super) struct Scan<'a> {
+    /// Records, in order.
+    pub(super) records: Vec<Found<'a>>,
     /// Bytes up to the end of the last of them.
     pub(super) good_bytes: usize,
     /// Bytes of damage between good records.
@@ -66,14 +86,14 @@ pub(super) struct Scan {
 
 /// Reads records from the beginning of `bytes`, at most `limit`. What follows the last good record is a torn tail, or goes
 /// on beyond the bytes.
-pub(super) fn scan(bytes: &[u8], limit: usize) -> Scan {
+pub(super) fn scan(bytes: &[u8], limit: usize) -> Scan<'_> {
     let mut scan = Scan::default();
     let mut at = 0;
     while at < bytes.len() && scan.records.len() < limit {
         match record(&bytes[at..]) {
-            Some((seq, record, length)) => {
-                scan.records.push((seq, record));
-                at += length;
+            Some(found) => {
+                scan.records.push(found);
+                at += FRAME + found.payload.len();
                 scan.good_bytes = at;
             }
             None => match next_record(bytes, at) {
@@ -93,7 +113,7 @@ fn next_record(bytes: &[u8], bad: usize) -> Option<usize> {
     (bad + 1..bytes.len().saturating_sub(FRAME)).find(|at| record(&bytes[*at..]).is_some())
 }
 
-fn record(bytes: &[u8]) -> Option<(u64, Record, usize)> {
+fn record(bytes: &[u8]) -> Option<Found<'_>> {
     let length = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     if length > MAX_RECORD {
         return None;
@@ -104,7 +124,7 @@ fn record(bytes: &[u8]) -> Option<(u64, Record, usize)> {
         return None;
     }
     let seq = u64::from_be_bytes(checked.get(..8)?.try_into().ok()?);
-    Some((seq, Record::decode(*checked.get(8)?, &checked[9..])?, FRAME + length))
+    Some(Found { seq, kind: *checked.get(8)?, payload: &checked[9..] })
 }
 
 /// A segment's record bytes from `offset` on, at most `most`.
@@ -219,7 +239,7 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             let scan = scan(&bytes, usize::MAX);
             let hit = u64::from(bit / 8 >= ends[1]);
-            let kept: Vec<u64> = scan.records.iter().map(|(seq, _)| *seq).collect();
+            let kept: Vec<u64> = scan.records.iter().map(|found| found.seq).collect();
             assert_eq!(kept, [0, 1, 2].into_iter().filter(|seq| *seq != hit).collect::<Vec<_>>(), "bit {bit}");
             assert_eq!(scan.good_bytes, bytes.len());
             assert!(scan.damaged_bytes > 0);

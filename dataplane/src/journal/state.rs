@@ -4,7 +4,7 @@ use super::began::Began;
 use super::record::{Counts, Record};
 use super::recover::Recovered;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::{oneshot, watch};
@@ -15,23 +15,56 @@ pub(super) struct Entry {
     pub(super) record: Record,
     pub(super) handed_over: Instant,
     pub(super) written: oneshot::Sender<()>,
+    pub(super) _slot: Slot,
+}
+
+/// Most records that wait to be written, or are promised a place; without one no request is dispatched.
+const SLOTS: usize = 32_768;
+
+/// A place among the records that wait.
+#[derive(Debug)]
+pub(super) struct Slot(Arc<Shared>);
+
+impl Slot {
+    /// A free one; `None` if too many requests are in flight.
+    pub(super) fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let slot = Self(Arc::clone(shared));
+        // One too many is given back at once.
+        (shared.taken_slots.fetch_add(1, Ordering::Relaxed) < SLOTS).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.taken_slots.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Comes true once a record is written: then a killed process does not lose it.
 #[derive(Debug)]
-pub(crate) struct Written(oneshot::Receiver<()>);
+pub(crate) struct Written(Option<oneshot::Receiver<()>>);
 
 impl Written {
-    /// For a record that is handed over later by somebody else, who tells the sender.
+    /// It is.
+    pub(super) const NOW: Self = Self(None);
+
+    /// For a record that somebody else writes, who tells the sender.
     pub(crate) fn later() -> (oneshot::Sender<()>, Self) {
         let (sender, receiver) = oneshot::channel();
-        (sender, Self(receiver))
+        (sender, Self(Some(receiver)))
+    }
+
+    /// Whether there is nothing to wait for.
+    pub(crate) const fn is_now(&self) -> bool {
+        self.0.is_none()
     }
 
     /// Waits; for as long as the disk refuses.
     pub(crate) async fn wait(self) {
-        // Fails only once the writer has ended, which it does not before this process.
-        let _ = self.0.await;
+        if let Some(receiver) = self.0 {
+            // Fails only once nothing is written any more, which is not before this process ends.
+            let _ = receiver.await;
+        }
     }
 }
 
@@ -72,6 +105,9 @@ pub(super) struct Shared {
     pub(super) bytes: AtomicU64,
     /// Records handed over, counted before they are.
     pub(super) handed_over: AtomicU64,
+    pub(super) taken_slots: AtomicUsize,
+    /// The disk is busy with making things durable, and may be slow to take more.
+    pub(super) is_syncing: AtomicBool,
     /// Requests that run, by when they began (Unix time).
     pub(super) began: Arc<Began>,
     /// Requests that have ended and whose events are not known yet, by when they did (monotonic clock).
@@ -91,6 +127,8 @@ impl Shared {
             is_sound: AtomicBool::new(true),
             bytes: AtomicU64::new(recovered.bytes),
             handed_over: AtomicU64::new(0),
+            taken_slots: AtomicUsize::new(0),
+            is_syncing: AtomicBool::new(false),
             began: Began::new(),
             ended: Began::new(),
             orphans: AtomicU64::new(0),

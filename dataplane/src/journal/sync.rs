@@ -6,21 +6,28 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Bytes laid aside for a segment: what it is closed at, and a group of records more.
 pub(super) const RESERVED: u64 = (16 << 20) + (1 << 20);
 /// Between two syncs: what is written in this time is one group. Nobody waits for it but who ships.
-const GROUPING: Duration = Duration::from_millis(4);
+const GROUPING: Duration = Duration::from_millis(10);
 /// Between tries when the disk refuses.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
+
+/// A segment that is being written.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+}
 
 /// What is to be synced.
 #[derive(Debug)]
 struct Target {
-    file: Arc<File>,
-    path: PathBuf,
+    segment: Arc<Active>,
     /// Sequence number after its last record, and how many had been handed over by then.
     seq: u64,
     taken: u64,
@@ -29,6 +36,8 @@ struct Target {
 #[derive(Debug, Default)]
 struct State {
     target: Option<Target>,
+    /// The thread sleeps until it is told something.
+    sleeps: bool,
     /// The spare was taken.
     needs_spare: bool,
     closing: bool,
@@ -58,13 +67,19 @@ impl Syncer {
     }
 
     fn tell(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
-        self.news.notify_one();
+        let sleeps = {
+            let mut state = self.state();
+            change(&mut state);
+            std::mem::take(&mut state.sleeps)
+        };
+        if sleeps {
+            self.news.notify_one();
+        }
     }
 
-    /// Everything in `file` up to `seq` has been written, and everything in earlier files is synced.
-    pub(super) fn written(&self, file: &Arc<File>, path: &Path, seq: u64, taken: u64) {
-        let target = Target { file: Arc::clone(file), path: path.to_owned(), seq, taken };
+    /// Everything in `segment` up to `seq` has been written, and everything in earlier ones is synced.
+    pub(super) fn written(&self, segment: &Arc<Active>, seq: u64, taken: u64) {
+        let target = Target { segment: Arc::clone(segment), seq, taken };
         self.tell(|state| state.target = Some(target));
     }
 
@@ -82,7 +97,10 @@ impl Syncer {
     pub(super) fn run(&self) {
         loop {
             let (target, needs_spare) = {
-                let idle = |state: &mut State| state.target.is_none() && !state.needs_spare && !state.closing;
+                let idle = |state: &mut State| {
+                    state.sleeps = state.target.is_none() && !state.needs_spare && !state.closing;
+                    state.sleeps
+                };
                 let mut state = self.news.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
                 if state.closing && state.target.is_none() {
                     return;
@@ -104,13 +122,16 @@ impl Syncer {
 
     fn sync(&self, target: Option<Target>) -> Result<(), JournalError> {
         let Some(target) = target else { return Ok(()) };
-        match target.file.sync_data() {
+        self.shared.is_syncing.store(true, Ordering::Relaxed);
+        let synced = target.segment.file.sync_data();
+        self.shared.is_syncing.store(false, Ordering::Relaxed);
+        match synced {
             Ok(()) => {
                 self.shared.synced(target.seq, target.taken);
                 Ok(())
             }
             Err(source) => {
-                let error = JournalError::Io { path: target.path.clone(), source };
+                let error = JournalError::Io { path: target.segment.path.clone(), source };
                 // Unless something newer is to be synced, this is tried again.
                 self.state().target.get_or_insert(target);
                 Err(error)

@@ -1,8 +1,9 @@
 //! The journal as its users see it, over several lives.
 
 use super::reader::Batch;
+use super::record::Record;
 use super::segment::fixtures::{event, intent};
-use super::{Journal, JournalError, Opened, Reader, segment};
+use super::{Journal, JournalError, Opened, Reader, Written, segment};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -32,7 +33,7 @@ fn ship_all(directory: &Path) -> Vec<u32> {
     while let Some(Batch { events, first_seq, end_seq }) = reader.next(durable, 3).unwrap() {
         assert_eq!(first_seq, at, "without gaps");
         at = end_seq;
-        found.extend(events.iter().map(|event| event.prompt_tokens));
+        found.extend(events.iter().map(|event| event.decode().unwrap().prompt_tokens));
         reader.advance(end_seq).unwrap();
     }
     assert_eq!(at, durable);
@@ -77,6 +78,51 @@ async fn what_was_written_is_in_the_file_and_what_was_flushed_is_durable() {
         }
     }
     close(opened);
+}
+
+/// Whoever writes, and however often the disk is busy meanwhile.
+#[test]
+fn records_of_many_threads_are_all_written_each_intent_before_its_event() {
+    const EACH: u32 = 3_000;
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    let journal = &opened.journal;
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+                let written = |written: Written| {
+                    let waited = async { tokio::time::timeout(Duration::from_secs(30), written.wait()).await };
+                    runtime.block_on(waited).unwrap();
+                };
+                for turn in 0..EACH {
+                    let event = event(number * EACH + turn);
+                    let permit = journal.permit(event.id.unix_ms()).unwrap();
+                    written(permit.intend(intent(&event)).unwrap());
+                    written(permit.record(event));
+                }
+            });
+        }
+    });
+    let epoch = journal.epoch();
+    close(opened);
+    let mut begun = std::collections::HashSet::new();
+    let mut ended = 0;
+    for first in segment::list(directory.path()).unwrap() {
+        let path = segment::path(directory.path(), first);
+        let bytes = segment::read_from(&path, epoch, segment::HEADER, usize::MAX).unwrap();
+        for record in segment::scan(&bytes, usize::MAX).records {
+            match record.decode() {
+                Some(Record::Intent(intent)) => assert!(begun.insert(intent.id), "once"),
+                Some(Record::Final(event)) => {
+                    assert!(begun.remove(&event.id), "after its intent");
+                    ended += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!((ended, begun.len()), (8 * EACH, 0));
 }
 
 #[test]
