@@ -4,6 +4,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// 32 bytes from 64 hexadecimal digits.
 pub(crate) fn bytes_from_hex(hex: &str) -> Option<[u8; 32]> {
     let hex = hex.as_bytes();
@@ -20,7 +22,12 @@ pub(crate) fn bytes_from_hex(hex: &str) -> Option<[u8; 32]> {
 
 /// The opposite of [`bytes_from_hex`].
 pub(crate) fn write_hex(bytes: &[u8; 32], f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    // At once, since keys are written in every request: byte by byte through the formatter takes 20 times as long.
+    let mut text = [0; 64];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+    f.write_str(std::str::from_utf8(&text).map_err(|_| std::fmt::Error)?)
 }
 
 /// The forms of a sum that is a type of its own: hexadecimal in text and JSON, bytes on the wire.

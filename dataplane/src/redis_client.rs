@@ -7,7 +7,7 @@ use crate::settings::RedisSettings;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::{Client, Cmd, FromRedisValue, RedisError, TlsCertificates, ToRedisArgs};
+use redis::{Client, Cmd, FromRedisValue, Pipeline, RedisError, TlsCertificates, ToRedisArgs, Value};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -87,6 +87,12 @@ pub(crate) struct LazyCluster {
     connection: Arc<tokio::sync::OnceCell<ClusterConnection>>,
 }
 
+impl LazyCluster {
+    async fn connect(&self) -> Result<ClusterConnection, RedisError> {
+        Ok(self.connection.get_or_try_init(|| self.client.get_async_connection()).await?.clone())
+    }
+}
+
 impl RedisClient {
     /// A client for these settings; it connects when it is first used. To be called inside a tokio runtime.
     pub(crate) fn new(settings: &RedisSettings) -> Result<Self, BadRedis> {
@@ -137,10 +143,7 @@ impl RedisClient {
         match self {
             Self::Single(server) => command.query_async(&mut server.connection.clone()).await,
             Self::Threads(server) => command.query_async(&mut server.of_thread()?).await,
-            Self::Cluster(lazy) => {
-                let connection = lazy.connection.get_or_try_init(|| lazy.client.get_async_connection()).await?;
-                command.query_async(&mut connection.clone()).await
-            }
+            Self::Cluster(lazy) => command.query_async(&mut lazy.connect().await?).await,
         }
     }
 
@@ -148,7 +151,7 @@ impl RedisClient {
     pub(crate) async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
-        keys: &[&str],
+        keys: &[impl AsRef<str>],
         arguments: &[impl ToRedisArgs],
     ) -> Result<T, RedisError> {
         match self.query(&script.command("EVALSHA", &script.digest, keys, arguments)).await {
@@ -158,6 +161,44 @@ impl RedisClient {
             result => result,
         }
     }
+}
+
+impl RedisClient {
+    /// Runs a script many times, in one message where there is one server. All have run if it succeeds.
+    pub(crate) async fn run_all<const K: usize, const A: usize>(
+        &self,
+        script: &Script,
+        calls: &[Call<K, A>],
+    ) -> Result<(), RedisError> {
+        if !self.is_cluster() {
+            let mut pipeline = redis::pipe();
+            for call in calls {
+                pipeline.add_command(script.command("EVALSHA", &script.digest, &call.keys, &call.arguments)).ignore();
+            }
+            match self.query_all(&pipeline).await {
+                Err(error) if error.code() == Some("NOSCRIPT") => {}
+                result => return result,
+            }
+        }
+        for call in calls {
+            self.run::<Value>(script, &call.keys, &call.arguments).await?;
+        }
+        Ok(())
+    }
+
+    async fn query_all(&self, pipeline: &Pipeline) -> Result<(), RedisError> {
+        match self {
+            Self::Single(server) => pipeline.query_async(&mut server.connection.clone()).await,
+            Self::Threads(server) => pipeline.query_async(&mut server.of_thread()?).await,
+            Self::Cluster(lazy) => pipeline.query_async(&mut lazy.connect().await?).await,
+        }
+    }
+}
+
+/// What a script is run with.
+pub(crate) struct Call<const K: usize, const A: usize> {
+    pub(crate) keys: [String; K],
+    pub(crate) arguments: [Vec<u8>; A],
 }
 
 fn certificates(settings: &RedisSettings) -> Result<Option<TlsCertificates>, BadRedis> {
@@ -178,9 +219,13 @@ impl Script {
         Self { text, digest: redis::Script::new(text).get_hash().to_owned() }
     }
 
-    fn command(&self, verb: &str, which: &str, keys: &[&str], arguments: &[impl ToRedisArgs]) -> Cmd {
+    fn command(&self, verb: &str, which: &str, keys: &[impl AsRef<str>], arguments: &[impl ToRedisArgs]) -> Cmd {
         let mut command = redis::cmd(verb);
-        command.arg(which).arg(keys.len()).arg(keys).arg(arguments);
+        command.arg(which).arg(keys.len());
+        for key in keys {
+            command.arg(key.as_ref());
+        }
+        command.arg(arguments);
         command
     }
 }

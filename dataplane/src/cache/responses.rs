@@ -3,7 +3,7 @@
 use crate::cache::answer::StoredAnswer;
 use crate::cache::flight::{Flights, Join};
 use crate::cache::memory::Memory;
-use crate::cache::shared::{Claim, Fence, SharedAnswers};
+use crate::cache::shared::{Claim, Fence, Kept, SharedAnswers};
 use std::sync::Arc;
 use std::time::Duration;
 use turnpike_config::CacheKey;
@@ -90,11 +90,9 @@ impl ResponseCache {
     pub(crate) fn put(&self, wanted: &Wanted, answer: &Arc<StoredAnswer>, now_ms: u64, fence: Option<Fence>) {
         let ttl = wanted.left(answer, now_ms);
         self.memory.insert(wanted.key, Arc::clone(answer), ttl);
-        let (Some(shared), Ok(runtime)) = (&self.shared, tokio::runtime::Handle::try_current()) else { return };
-        let (shared, answer, key) = (Arc::clone(shared), Arc::clone(answer), wanted.key);
-        drop(runtime.spawn(async move {
-            shared.put(key, &answer, ttl, fence).await;
-        }));
+        if let Some(shared) = &self.shared {
+            shared.put(Kept { key: wanted.key, answer: Arc::clone(answer), ttl, fence });
+        }
     }
 
     /// Forgets an answer, here and in the region.

@@ -4,10 +4,10 @@
 
 use crate::cache::answer::StoredAnswer;
 use crate::clock::{Clock, nanos};
-use crate::redis_client::{RedisClient, Script};
+use crate::redis_client::{Call, RedisClient, Script};
 use redis::{RedisError, Value};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use turnpike_config::CacheKey;
 use uuid::Uuid;
@@ -24,6 +24,9 @@ const FENCE_LIFE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// How long it is believed that Redis has room, or has none.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
+/// Answers that are kept at once have come within this time, and are so many at most.
+const GATHERING: Duration = Duration::from_millis(2);
+const MAX_WAITING: usize = 1_024;
 /// An answer that is larger is made ready beside what serves requests, bytes.
 const SMALL: usize = 16 << 10;
 /// An answer that is larger when stored stays in the edge that has it, bytes: it would hold up everybody else's commands.
@@ -52,6 +55,18 @@ pub(crate) struct SharedAnswers {
     resting_until_ns: AtomicU64,
     room: AtomicBool,
     room_known_until_ns: AtomicU64,
+    /// Are kept together, soon.
+    waiting: Mutex<Vec<Kept>>,
+}
+
+/// An answer to be kept for the other edges.
+pub(crate) struct Kept {
+    pub(crate) key: CacheKey,
+    pub(crate) answer: Arc<StoredAnswer>,
+    /// For how long.
+    pub(crate) ttl: Duration,
+    /// Of who made it.
+    pub(crate) fence: Option<Fence>,
 }
 
 /// What asking for an answer came to.
@@ -87,6 +102,7 @@ impl SharedAnswers {
             resting_until_ns: AtomicU64::new(0),
             room: AtomicBool::new(true),
             room_known_until_ns: AtomicU64::new(0),
+            waiting: Mutex::default(),
         }
     }
 
@@ -119,27 +135,49 @@ impl SharedAnswers {
         })
     }
 
-    /// Keeps an answer for the other edges, unless what limits are counted by might have no room beside it. The fence falls
-    /// in any case.
-    pub(crate) async fn put(&self, key: CacheKey, answer: &Arc<StoredAnswer>, ttl: Duration, fence: Option<Fence>) {
+    /// Keeps an answer for the other edges, together with those that come about the same time: one after the other, each would
+    /// cost as much as all of them.
+    pub(crate) fn put(self: &Arc<Self>, kept: Kept) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let is_first = {
+            let mut waiting = self.waiting();
+            if waiting.len() >= MAX_WAITING {
+                return;
+            }
+            waiting.push(kept);
+            waiting.len() == 1
+        };
+        if is_first {
+            let shared = Arc::clone(self);
+            drop(runtime.spawn(async move {
+                tokio::time::sleep(GATHERING).await;
+                let group = std::mem::take(&mut *shared.waiting());
+                shared.put_all(group).await;
+            }));
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps answers, unless what limits are counted by might have no room beside them. Their fences fall in any case.
+    async fn put_all(&self, group: Vec<Kept>) {
         if self.is_resting() || !self.guarded(self.has_room()).await.unwrap_or(false) {
             return;
         }
-        let bytes = if answer.body.len() <= SMALL {
-            answer.to_bytes()
-        } else {
-            let answer = Arc::clone(answer);
-            tokio::task::spawn_blocking(move || answer.to_bytes()).await.ok().flatten()
-        };
-        let Some(bytes) = bytes.filter(|bytes| bytes.len() <= MAX_STORED) else { return };
-        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1).to_string();
-        let keys = [&*answer_key(key), &*fence_key(key)];
-        let token = fence.as_ref().map_or("", |fence| &fence.token);
-        let arguments = [&bytes, ttl_ms.as_bytes(), token.as_bytes()];
-        if self.guarded(self.client.run::<()>(&self.put, &keys, &arguments)).await.is_some()
-            && let Some(fence) = fence
-        {
-            fence.has_fallen();
+        let mut calls = Vec::with_capacity(group.len());
+        let mut fences = Vec::with_capacity(group.len());
+        for Kept { key, answer, ttl, fence } in group {
+            let Some(bytes) = stored(answer).await else { continue };
+            let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1).to_string();
+            let token = fence.as_ref().map(|fence| fence.token.clone().into_bytes()).unwrap_or_default();
+            calls
+                .push(Call { keys: [answer_key(key), fence_key(key)], arguments: [bytes, ttl_ms.into_bytes(), token] });
+            fences.extend(fence);
+        }
+        if self.guarded(self.client.run_all(&self.put, &calls)).await.is_some() {
+            fences.into_iter().for_each(Fence::has_fallen);
         }
     }
 
@@ -206,6 +244,16 @@ impl Drop for Fence {
             shared.guarded(shared.client.run::<i64>(&shared.release, &[&key], &token)).await;
         }));
     }
+}
+
+/// An answer as it lies in Redis; `None` if it is too large for that.
+async fn stored(answer: Arc<StoredAnswer>) -> Option<Vec<u8>> {
+    let bytes = if answer.body.len() <= SMALL {
+        answer.to_bytes()
+    } else {
+        tokio::task::spawn_blocking(move || answer.to_bytes()).await.ok().flatten()
+    };
+    bytes.filter(|bytes| bytes.len() <= MAX_STORED)
 }
 
 fn answer_key(key: CacheKey) -> String {
