@@ -11,6 +11,10 @@ use std::ops::Range;
 use std::time::Duration;
 use turnpike_config::Endpoint;
 
+/// Longest body that is read for nothing, bytes, and for how long.
+const DISCARDED: usize = 64 << 10;
+const DISCARD_PATIENCE: Duration = Duration::from_millis(200);
+
 /// What an address stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -72,6 +76,29 @@ pub(crate) async fn read_body(session: &mut Session, limit: usize, patience: Dur
         session.write_continue_response().await.map_err(|_| Reject::BodyUnreadable)?;
     }
     tokio::time::timeout(patience, collect_body(session, limit)).await.map_err(|_| Reject::BodyTooSlow)?
+}
+
+/// Reads what is left of a small body whose request is refused: a connection with a rest of it on the way could not be used
+/// again, and a new one costs both ends more than reading.
+pub(crate) async fn discard_body(session: &mut Session) {
+    let headers = &session.req_header().headers;
+    // Who waits to be asked for it does not send it.
+    let is_worth_it = session.as_http1().is_some() && !headers.contains_key(EXPECT);
+    if is_worth_it && declared_length(headers).is_none_or(|length| length <= DISCARDED) {
+        // Whatever comes of it, the client gets his answer.
+        let _ = tokio::time::timeout(DISCARD_PATIENCE, discard(session)).await;
+    }
+}
+
+async fn discard(session: &mut Session) -> Result<(), Reject> {
+    let mut length = 0;
+    while let Some(piece) = next_piece(session).await? {
+        length += piece.len();
+        if length > DISCARDED {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn declared_length(headers: &HeaderMap) -> Option<usize> {

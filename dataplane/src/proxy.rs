@@ -5,7 +5,7 @@ use crate::assign::assign;
 use crate::edge::Edge;
 use crate::reject::Reject;
 use crate::request::{Request, own_request_id, unix_ms};
-use crate::{body_swap, meter, respond, rewrite};
+use crate::{body_swap, ingress, meter, respond, rewrite};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -44,6 +44,7 @@ impl ProxyHttp for Proxy {
             Ok(Admitted::Dispatch) => Ok(false),
             Ok(Admitted::Answered) => Ok(true),
             Err(reject) => {
+                ingress::discard_body(session).await;
                 let written = respond::reject(session, request, &reject, self.edge.now_ns()).await;
                 request.reject = Some(reject);
                 written.map(|()| true).map_err(|e| e.into_down())
