@@ -20,7 +20,7 @@ pub(crate) use node::{Node, Resolve, literal, resolve};
 pub(crate) use route::{Branch, Destination, Route};
 pub(crate) use snapshot::Snapshot;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "bench"))]
 pub(crate) mod fixtures {
     //! A small deployment for the unit tests of the stages.
 
@@ -113,10 +113,12 @@ pub(crate) mod fixtures {
     }
 
     /// A routing, compiled.
+    #[cfg(test)]
     pub(crate) fn compiled(routing: &Routing) -> Snapshot {
         after(&Snapshot::default(), routing).unwrap().snapshot
     }
 
+    #[cfg(test)]
     pub(crate) fn snapshot() -> Snapshot {
         compiled(&routing())
     }

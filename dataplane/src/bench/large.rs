@@ -1,51 +1,14 @@
-//! What benchmarks and figures measure; not part of the edge.
+//! A large state.
 
-use crate::clock::Clock;
 use crate::image::Image;
-use crate::limit::{Charges, Limiter, Limits, Need, Owner, Within};
 use crate::live::{Snapshot, literal};
-use crate::metrics::Metrics;
 use crate::store::{self, Base};
-use futures::FutureExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use turnpike_config::log::{Hash, Position};
 use turnpike_config::{Change, KeyDigest, KeyId, KeyRecord, ModelLimits, OrgId, OrgRecord, Permissions, RateLimits};
 use uuid::Uuid;
-
-/// A key and its organization, asked for one request after another.
-pub struct Admission {
-    limiter: Arc<Limiter>,
-    key: Limits,
-    organization: Limits,
-}
-
-impl Admission {
-    /// With `limits` for the key and for its organization, and `within` a model for both.
-    pub fn new(limits: RateLimits, within: RateLimits) -> Self {
-        let models = ModelLimits::from([("m".to_owned(), within)]);
-        let compile = |owner| Limits::compile(owner, limits, &models, None);
-        Self {
-            limiter: Arc::new(Limiter::alone(Clock, Arc::new(Metrics::new()))),
-            key: compile(Owner::Key(KeyId(Uuid::from_u128(1)))),
-            organization: compile(Owner::Organization(OrgId(Uuid::from_u128(2)))),
-        }
-    }
-
-    /// Admits a request, reserves its tokens and settles it; false if it was refused or had to wait.
-    pub fn request(&self) -> bool {
-        let admitted = async {
-            let mut charges = Charges::admit(&self.limiter, &self.key, &self.organization).await.ok()?;
-            let need = Need { least_tokens: 100, tokens: 200, spend: 0 };
-            let within = Within { model: "m", key: &self.key, organization: &self.organization };
-            charges.reserve(&within, need).await.ok()?;
-            charges.settle(150, 0);
-            Some(())
-        };
-        admitted.now_or_never().flatten().is_some()
-    }
-}
 
 /// Organizations of a large state.
 const ORGS: u128 = 1_000;
