@@ -1,5 +1,6 @@
 //! From a request's head to a body ready for a node: the stages up to dispatch, in order.
 
+use crate::deadlines::Deadlines;
 use crate::edge::Edge;
 use crate::fill::Fill;
 use crate::ingress::{self, Target};
@@ -10,7 +11,7 @@ use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, request_id};
 use crate::reuse::{Reuse, reuse};
 use crate::size::{Size, to_u32};
-use crate::{auth, body_swap, respond, shadow};
+use crate::{auth, respond, shadow};
 use bytes::Bytes;
 use pingora::proxy::Session;
 use std::sync::Arc;
@@ -122,7 +123,7 @@ async fn infer(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -
     match anywhere.cut(metered, &model, edge.now_ns()) {
         None => {
             reserve(request, anywhere).await?;
-            dispatch(session, request, (body, sent), size, anywhere.most, fill)?;
+            dispatch(request, (body, sent), size, anywhere.most, fill)?;
         }
         Some(cut) => {
             let shorter = size.at_most(metered, cut.most);
@@ -130,7 +131,7 @@ async fn infer(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -
             let fill = fill.filter(|_| shorter.longest == size.longest);
             let sent = metered.rewritten(&body, shorter.longest);
             reserve(request, cut).await?;
-            dispatch(session, request, (body, sent), shorter, cut.most, fill)?;
+            dispatch(request, (body, sent), shorter, cut.most, fill)?;
         }
     }
     shadow::send(edge, session, request);
@@ -218,7 +219,6 @@ async fn reserve(request: &mut Request, size: Size) -> Result<(), Reject> {
 
 /// Makes the request ready for a node. `bodies`: as it came, and as it goes; `reserved`: tokens.
 fn dispatch(
-    session: &mut Session,
     request: &mut Request,
     bodies: (Bytes, Bytes),
     size: Size,
@@ -226,10 +226,8 @@ fn dispatch(
     fill: Option<Box<Fill>>,
 ) -> Result<(), Reject> {
     let metered = request.metered.as_mut().ok_or(Reject::Internal)?;
-    let audience = fill.as_ref().and_then(|fill| fill.audience());
     let (original, body) = bodies;
     metered.dispatch = Some(Dispatch {
-        swapped: body_swap::put_in(session, body.clone(), audience),
         original,
         body,
         tokens: reserved,
@@ -241,7 +239,8 @@ fn dispatch(
         sent_at: None,
         first_byte_at: None,
         node_status: 0,
-        passed_bytes: 0,
+        deadlines: Deadlines::default(),
+        client_left: false,
         tap: None,
         fill,
     });

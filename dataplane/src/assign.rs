@@ -1,36 +1,32 @@
 //! The node for a try: of the model that is asked for, or of what its route says comes next.
 
 use crate::balance::{Assignment, Pick, Preference};
+use crate::deadlines::Deadlines;
 use crate::edge::Edge;
 use crate::journal::Intent;
 use crate::limit::Refused;
-use crate::live::Destination;
+use crate::live::{Destination, Node};
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request};
 use crate::size::{Size, to_u32};
-use pingora::upstreams::peer::HttpPeer;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use turnpike_config::crash_point;
-use turnpike_config::route::{Retries, Timeouts};
+use turnpike_config::route::Retries;
 
 /// Nodes tried for one request, where its route does not say.
 const TRIES: usize = 3;
-/// Shorter than engines keep a connection, so that we never send into one that is closing.
-const NODE_IDLE: Duration = Duration::from_secs(50);
 
-/// Tells threads apart.
-static THREADS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    /// Each thread keeps connections of its own: on one that another thread watches, every byte that comes would have to be
-    /// told from thread to thread.
-    static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
+/// A node that is to be asked.
+pub(crate) struct Try {
+    pub(crate) node: Arc<Node>,
+    /// How long a connection to it may take to be made.
+    pub(crate) connect: Duration,
 }
 
 /// Picks the node for this try.
-pub(crate) async fn assign(edge: &Edge, request: &mut Request) -> Result<Box<HttpPeer>, Reject> {
+pub(crate) async fn assign(edge: &Edge, request: &mut Request) -> Result<Try, Reject> {
     let now_ns = edge.now_ns();
     let Request { id, metered, .. } = request;
     let metered = metered.as_mut().ok_or(Reject::Internal)?;
@@ -68,12 +64,14 @@ pub(crate) async fn assign(edge: &Edge, request: &mut Request) -> Result<Box<Htt
     let dispatch = metered.dispatch.as_mut().ok_or(Reject::Internal)?;
     dispatch.tried.push(Arc::clone(&assignment.node.name));
     dispatch.intended = Some(intended.ok_or(Reject::MeteringUnavailable)?);
-    let peer = peer(edge, &assignment, timeouts);
+    let node = Arc::clone(&assignment.node);
     dispatch.assignment = Some(assignment);
     let (now, after) = (Instant::now(), |ms: Option<u32>| ms.map(|ms| Duration::from_millis(ms.into())));
     let (first_byte, end) = (after(timeouts.first_byte_ms), after(timeouts.total_ms));
-    dispatch.swapped.is_due(first_byte.map(|it| now + it), end.map(|it| now + it));
-    Ok(Box::new(peer))
+    let end = dispatch.deadlines.end.or(end.map(|it| now + it));
+    dispatch.deadlines = Deadlines { first_byte: first_byte.map(|it| now + it), end };
+    let connect = edge.settings.limits.connect_timeout;
+    Ok(Try { node, connect: first_byte.map_or(connect, |first| first.min(connect)) })
 }
 
 /// Whether another node may be tried: as often as the route says, and as its budget and the edge's allow.
@@ -154,26 +152,7 @@ async fn go_to(metered: &mut Metered, stop: Destination) -> Result<(), Refused> 
     if let (Some(dispatch), Some(body)) = (&mut metered.dispatch, body) {
         dispatch.fill = None;
         dispatch.prompt_estimate = to_u32(size.prompt);
-        dispatch.swapped.set_body(body.clone());
         dispatch.body = body;
     }
     Ok(())
-}
-
-fn peer(edge: &Edge, assignment: &Assignment, timeouts: Timeouts) -> HttpPeer {
-    let node = &assignment.node;
-    let mut peer = HttpPeer::new(node.address, node.tls_name.is_some(), node.tls_name.clone().unwrap_or_default());
-    if node.tls_name.is_some() {
-        peer.client_cert_key = Some(Arc::clone(&edge.certificate));
-    }
-    peer.group_key = THREAD.with(|thread| *thread);
-    let limits = &edge.settings.limits;
-    let first_byte = timeouts.first_byte_ms.map(|ms| Duration::from_millis(ms.into()));
-    let connect = first_byte.map_or(limits.connect_timeout, |first| first.min(limits.connect_timeout));
-    peer.options.connection_timeout = Some(connect);
-    peer.options.total_connection_timeout = Some(connect * 2);
-    peer.options.read_timeout = Some(limits.node_timeout);
-    peer.options.write_timeout = Some(limits.node_timeout);
-    peer.options.idle_timeout = Some(NODE_IDLE);
-    peer
 }

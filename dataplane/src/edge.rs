@@ -10,8 +10,8 @@ use crate::metrics::Metrics;
 use crate::node_client::Aside;
 use crate::settings::Settings;
 use crate::unsettled::Unsettled;
+use crate::upstream::Connector;
 use arc_swap::ArcSwap;
-use pingora::utils::tls::CertKey;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -26,8 +26,7 @@ pub(crate) struct Edge {
     pub(crate) snapshot: ArcSwap<Snapshot>,
     pub(crate) journal: Journal,
     pub(crate) metrics: Arc<Metrics>,
-    /// Shown to nodes.
-    pub(crate) certificate: Arc<CertKey>,
+    pub(crate) nodes: Connector,
     pub(crate) retry_budget: Bucket,
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) cache: ResponseCache,
@@ -53,7 +52,7 @@ pub(crate) struct Metering {
 /// Who the edge is.
 pub(crate) struct Own {
     pub(crate) name: String,
-    pub(crate) certificate: CertKey,
+    pub(crate) nodes: Connector,
     pub(crate) aside: Aside,
 }
 
@@ -75,7 +74,7 @@ impl Edge {
             snapshot,
             journal,
             metrics,
-            certificate: Arc::new(own.certificate),
+            nodes: own.nodes,
             retry_budget: Bucket::new(RETRIES_PER_MINUTE),
             limiter,
             cache,

@@ -3,10 +3,10 @@
 use crate::cache::{
     Audience, Fence, LeaderGuard, MAX_BODY, ResponseCache, StoredAnswer, Wanted, is_complete_json, is_complete_stream,
 };
+use crate::upstream::Head;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use pingora::http::ResponseHeader;
 use std::sync::Arc;
 use turnpike_config::{CacheKey, Endpoint, Tokens};
 
@@ -51,7 +51,7 @@ impl Fill {
     }
 
     /// Takes in the head; false if nothing is to be kept.
-    pub(crate) fn begin(&mut self, head: &ResponseHeader) -> bool {
+    pub(crate) fn begin(&mut self, head: &Head) -> bool {
         if head.status != StatusCode::OK {
             return false;
         }

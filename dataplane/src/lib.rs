@@ -11,16 +11,17 @@ mod auth;
 mod balance;
 #[cfg(feature = "bench")]
 pub mod bench;
-mod body_swap;
 mod bucket;
 mod cache;
+mod client;
 mod clock;
-mod coalesce;
+mod deadlines;
 mod directory;
 mod edge;
 mod explain;
 mod files;
 mod fill;
+mod forward;
 mod image;
 mod ingress;
 mod journal;
@@ -48,6 +49,7 @@ mod store;
 mod sync;
 mod trust;
 mod unsettled;
+mod upstream;
 
 pub use journal::JournalError;
 pub use redis_client::BadRedis;
@@ -62,7 +64,6 @@ use limit::{Limiter, Memory, Terms};
 use metrics::Metrics;
 use node_client::Aside;
 use pingora::listeners::tls::TlsSettings;
-use pingora::utils::tls::CertKey;
 use redis_client::RedisClient;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -73,6 +74,7 @@ use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{Identity, LinkError, Peer, Role};
 use turnpike_config::signing::Trust;
 use unsettled::{Jobs, Unsettled};
+use upstream::Connector;
 
 /// How long a stopping edge goes on shipping what it has metered; the rest is shipped after the next start.
 const LAST_SHIPMENT: Duration = Duration::from_secs(3);
@@ -140,8 +142,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let Opened { journal, orphans, .. } =
         Journal::open(&journal_dir, settings.journal_max_bytes, move |event, waited| observe.observe(event, waited))?;
     let (unsettled, jobs) = Unsettled::new();
-    let chain = identity.chain.iter().map(|certificate| certificate.to_vec()).collect();
-    let certificate = CertKey::new(chain, identity.key_der().to_vec());
+    let nodes = Connector::new(identity.client_config(&[b"http/1.1"])?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("edge-side")
@@ -156,7 +157,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let limiter = Arc::new(limiter(&settings, redis.clone(), &own.name, clock, &metrics));
     let shared = redis.clone().map(|client| SharedAnswers::new(client.of_threads(), clock));
     let aside = Aside::new(&identity, runtime.handle().clone())?;
-    let own = Own { name: own.name, certificate, aside };
+    let own = Own { name: own.name, nodes, aside };
     let directory = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));
     let cache = ResponseCache::new(settings.cache_max_bytes, shared);
     let edge = Arc::new(Edge::new(settings, own, Metering { journal, unsettled }, metrics, limiter, cache, directory));

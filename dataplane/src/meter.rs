@@ -85,7 +85,7 @@ fn served(metered: &Metered) -> Option<Served> {
 /// Whether the client left before it had everything.
 fn client_gone(metered: &Metered, error: Option<&Error>) -> bool {
     error.is_some_and(|e| matches!(e.esource(), ErrorSource::Downstream))
-        || metered.dispatch.as_ref().is_some_and(|dispatch| dispatch.swapped.client_left())
+        || metered.dispatch.as_ref().is_some_and(|dispatch| dispatch.client_left)
         || served(metered).is_some_and(|served| !served.complete)
 }
 

@@ -1,8 +1,8 @@
 //! What is known about one request, filled in by the stages in the order in which they run.
 
 use crate::balance::Assignment;
-use crate::body_swap::Swapped;
 use crate::clock::{millis, since_epoch};
+use crate::deadlines::Deadlines;
 use crate::edge::Edge;
 use crate::fill::Fill;
 use crate::ingress::Ask;
@@ -81,7 +81,6 @@ pub(crate) struct Dispatch {
     pub(crate) original: Bytes,
     /// As the node gets it.
     pub(crate) body: Bytes,
-    pub(crate) swapped: Swapped,
     /// Prompt and longest answer, tokens, wherever it goes; the weight in balancing.
     pub(crate) tokens: u64,
     /// Prompt tokens judged by bytes, for answers cut before the engine's count.
@@ -95,8 +94,9 @@ pub(crate) struct Dispatch {
     pub(crate) sent_at: Option<Instant>,
     pub(crate) first_byte_at: Option<Instant>,
     pub(crate) node_status: u16,
-    /// Bytes of the answer that were passed on to the client.
-    pub(crate) passed_bytes: usize,
+    pub(crate) deadlines: Deadlines,
+    /// The client left, or was left behind, while the answer went on for others.
+    pub(crate) client_left: bool,
     pub(crate) tap: Option<Tap>,
     /// The answer is to be kept, and others may be waiting for it.
     pub(crate) fill: Option<Box<Fill>>,

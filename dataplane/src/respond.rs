@@ -5,34 +5,43 @@ use crate::live::{Key, Model, Route};
 use crate::reject::{Answer, Reject};
 use crate::request::Request;
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use turnpike_config::{CacheStatus, headers};
+use turnpike_config::CacheStatus;
+use turnpike_config::headers as named;
+
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static(named::REQUEST_ID);
+const MODEL: HeaderName = HeaderName::from_static(named::MODEL);
+const CACHE: HeaderName = HeaderName::from_static(named::CACHE);
+const CACHE_KEY: HeaderName = HeaderName::from_static(named::CACHE_KEY);
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+pub(crate) const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
 /// Tells the client why not.
 pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Reject, now_ns: u64) -> Result<()> {
     let answer = reject.answer();
-    let mut head = head(answer.status, request)?;
+    let mut headers = headers(request);
     if matches!(reject, Reject::Limit(_)) {
-        tell_limits(&mut head, request, now_ns)?;
+        tell_limits(&mut headers, request, now_ns);
     }
     if let Some(seconds) = answer.retry_after_s {
-        head.insert_header(RETRY_AFTER, seconds)?;
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if let Some(methods) = answer.allow {
-        head.insert_header(ALLOW, methods)?;
+        headers.insert(ALLOW, HeaderValue::from_static(methods));
     }
     if answer.status == StatusCode::UNAUTHORIZED {
-        head.insert_header(WWW_AUTHENTICATE, "Bearer")?;
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    json_body(session, head, answer.body()).await
+    json_body(session, answer.status, headers, answer.body()).await
 }
 
 /// The head of an answer that no node made for this request. A stream that comes bit by bit has no length.
@@ -41,43 +50,45 @@ pub(crate) fn reused_head(
     streamed: bool,
     length: Option<usize>,
     now_ns: u64,
-) -> Result<Box<ResponseHeader>> {
-    let mut head = head(StatusCode::OK, request)?;
-    head.insert_header(CONTENT_TYPE, if streamed { "text/event-stream" } else { "application/json" })?;
+) -> Box<ResponseHeader> {
+    let mut headers = headers(request);
+    headers.insert(CONTENT_TYPE, if streamed { EVENTS } else { JSON });
     match length {
-        Some(length) => head.insert_header(CONTENT_LENGTH, length)?,
-        None => head.insert_header(TRANSFER_ENCODING, "chunked")?,
-    }
-    tell(&mut head, request, now_ns)?;
-    Ok(head)
+        Some(length) => headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+        None => headers.insert(TRANSFER_ENCODING, CHUNKED),
+    };
+    tell(&mut headers, request, now_ns);
+    head(StatusCode::OK, headers)
 }
 
 /// Tells the client what every answer tells beside the request's id: his limits, which model answers, and what the cache
 /// did.
-pub(crate) fn tell(head: &mut ResponseHeader, request: &Request, now_ns: u64) -> Result<()> {
-    tell_limits(head, request, now_ns)?;
+pub(crate) fn tell(headers: &mut HeaderMap, request: &Request, now_ns: u64) {
+    tell_limits(headers, request, now_ns);
     let deployment = request.metered.as_ref().and_then(|metered| metered.deployment.as_ref());
     if let Some(label) = deployment.and_then(|deployment| deployment.label.as_ref()) {
-        head.insert_header(headers::MODEL, label)?;
+        headers.insert(MODEL, label.clone());
     }
-    let Some(cached) = request.metered.as_ref().and_then(|metered| metered.cached.as_ref()) else { return Ok(()) };
-    match cached.status {
-        CacheStatus::Hit => head.insert_header(headers::CACHE, format!("hit; age={}", cached.age_s))?,
-        status => head.insert_header(headers::CACHE, status.name())?,
-    }
+    let Some(cached) = request.metered.as_ref().and_then(|metered| metered.cached.as_ref()) else { return };
+    let status = match cached.status {
+        CacheStatus::Hit => text(format!("hit; age={}", cached.age_s)),
+        status => HeaderValue::from_static(status.name()),
+    };
+    headers.insert(CACHE, status);
     if let Some(key) = &cached.key {
-        head.insert_header(headers::CACHE_KEY, key.to_string())?;
+        headers.insert(CACHE_KEY, text(key.to_string()));
     }
-    Ok(())
 }
 
-fn tell_limits(head: &mut ResponseHeader, request: &Request, now_ns: u64) -> Result<()> {
-    let Some(metered) = &request.metered else { return Ok(()) };
+fn tell_limits(headers: &mut HeaderMap, request: &Request, now_ns: u64) {
+    let Some(metered) = &request.metered else { return };
     let model = metered.model.as_ref().map(|model| model.record.id.as_str());
-    for (name, value) in limit::headers(model, &metered.key.limits, &metered.key.org.limits, now_ns) {
-        head.insert_header(name, value)?;
-    }
-    Ok(())
+    headers.extend(limit::headers(model, &metered.key.limits, &metered.key.org.limits, now_ns));
+}
+
+/// A header's value; empty if the text can be none.
+pub(crate) fn text(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Ends a stream that has begun with an error event, which SDKs raise as an exception.
@@ -97,20 +108,19 @@ pub(crate) async fn list_models(session: &mut Session, request: &Request, key: &
     let aliases = routes.filter_map(|route| Some((&route.record.id.name, route_object(route)?)));
     let listed: BTreeMap<&String, Value> = models.chain(aliases).collect();
     let data: Vec<Value> = listed.into_values().collect();
-    let head = head(StatusCode::OK, request)?;
-    json_body(session, head, json!({"object": "list", "data": data}).to_string().into_bytes()).await
+    let body = json!({"object": "list", "data": data}).to_string().into_bytes();
+    json_body(session, StatusCode::OK, headers(request), body).await
 }
 
 /// `GET /v1/models/{id}`
 pub(crate) async fn get_model(session: &mut Session, request: &Request, model: &Model) -> Result<()> {
-    let head = head(StatusCode::OK, request)?;
-    json_body(session, head, model_object(model).to_string().into_bytes()).await
+    json_body(session, StatusCode::OK, headers(request), model_object(model).to_string().into_bytes()).await
 }
 
 /// `GET /v1/models/{id}` of a name that has a route.
 pub(crate) async fn get_route(session: &mut Session, request: &Request, route: &Route) -> Result<()> {
     match route_object(route) {
-        Some(object) => json_body(session, head(StatusCode::OK, request)?, object.to_string().into_bytes()).await,
+        Some(object) => json_body(session, StatusCode::OK, headers(request), object.to_string().into_bytes()).await,
         None => {
             let unknown = Reject::NoVersion { model: route.record.id.name.clone() };
             reject(session, request, &unknown, 0).await
@@ -131,16 +141,24 @@ fn model_object(model: &Model) -> Value {
     json!({"id": record.id, "object": "model", "created": record.created_s, "owned_by": record.provider})
 }
 
-fn head(status: StatusCode, request: &Request) -> Result<Box<ResponseHeader>> {
-    let mut head = ResponseHeader::build(status, Some(6))?;
-    head.insert_header(headers::REQUEST_ID, &request.request_id)?;
-    head.insert_header(CACHE_CONTROL, "no-store")?;
-    Ok(Box::new(head))
+/// What every answer has that the edge writes itself.
+fn headers(request: &Request) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(16);
+    headers.insert(REQUEST_ID, text(request.request_id.clone()));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers
 }
 
-async fn json_body(session: &mut Session, mut head: Box<ResponseHeader>, body: Vec<u8>) -> Result<()> {
-    head.insert_header(CONTENT_TYPE, "application/json")?;
-    head.insert_header(CONTENT_LENGTH, body.len())?;
-    session.write_response_header(head, false).await?;
+/// A head as Pingora has it. Put together from parts: its own way of adding a header reads the name anew each time.
+pub(crate) fn head(status: StatusCode, headers: HeaderMap) -> Box<ResponseHeader> {
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    (parts.status, parts.headers) = (status, headers);
+    Box::new(ResponseHeader::from(parts))
+}
+
+async fn json_body(session: &mut Session, status: StatusCode, mut headers: HeaderMap, body: Vec<u8>) -> Result<()> {
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    session.write_response_header(head(status, headers), false).await?;
     session.write_response_body(Some(Bytes::from(body)), true).await
 }

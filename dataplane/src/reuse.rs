@@ -5,10 +5,11 @@ mod listen;
 use crate::cache::{self, Facts, Fence, Follower, Join, LeaderGuard, Plan, Scope, StoredAnswer, Wanted};
 use crate::edge::Edge;
 use crate::fill::Fill;
+use crate::forward::recorded;
 use crate::limit::{Charges, Need, Refused, Within, micros};
 use crate::reject::Reject;
 use crate::request::{Cached, Metered, Request, Served};
-use crate::{body_swap, meter, respond};
+use crate::{meter, respond};
 use bytes::Bytes;
 use listen::Heard;
 use pingora::proxy::Session;
@@ -237,13 +238,13 @@ impl Seeker<'_> {
             served.complete = true;
         }
         match meter::conclude(self.edge, self.session, self.request, unsent, None) {
-            Some(written) => body_swap::recorded(written).await,
+            Some(written) => recorded(written).await,
             None => Ok(()),
         }
     }
 
     async fn write_head(&mut self, streamed: bool, length: Option<usize>) -> pingora::Result<()> {
-        let head = respond::reused_head(self.request, streamed, length, self.edge.now_ns())?;
+        let head = respond::reused_head(self.request, streamed, length, self.edge.now_ns());
         self.session.write_response_header(head, false).await?;
         if let Ok(served) = self.served() {
             served.first_byte_at = Some(Instant::now());

@@ -1,14 +1,22 @@
 //! What goes to the node: the client's bytes, changed only where they must be.
 
 use crate::ingress::Ask;
+use crate::upstream::is_for_one_hop;
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::HeaderName;
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING,
+};
+use http::uri::PathAndQuery;
 use pingora::http::RequestHeader;
 use serde_json::{Map, Value};
 use std::ops::Range;
 use turnpike_config::headers;
 
 const INCLUDE_USAGE: &[u8] = br#""stream_options":{"include_usage":true},"#;
+
+/// Bytes that most heads fit in.
+const HEAD: usize = 1 << 10;
 
 /// What a body is changed in.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,24 +86,65 @@ pub(crate) struct Forwarded<'a> {
     pub(crate) prompt_estimate: u32,
 }
 
-/// Replaces the client's head: his key stays here, and so do headers that only concern his own connection.
-pub(crate) fn head(request: &mut RequestHeader, forwarded: &Forwarded<'_>) -> pingora::Result<()> {
-    for name in [AUTHORIZATION, EXPECT, TRANSFER_ENCODING, ACCEPT_ENCODING] {
-        request.remove_header(&name);
+/// The head of a node's request, as it is sent. The client's key stays here, and so do headers that only concern his own
+/// connection, or are his word alone.
+pub(crate) fn head(client: &RequestHeader, forwarded: &Forwarded<'_>) -> BytesMut {
+    let mut out = BytesMut::with_capacity(HEAD);
+    let path = client.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    for part in [b"POST ", path.as_bytes(), b" HTTP/1.1\r\n"] {
+        out.extend_from_slice(part);
     }
-    // Cookies and forwarding headers are the client's word alone.
-    for name in
-        ["cookie", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "proxy-authorization"]
-    {
-        request.remove_header(name);
+    let nominated = client.headers.get(CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    for (name, value) in &client.headers {
+        let is_nominated = || nominated.split(',').any(|other| other.trim().eq_ignore_ascii_case(name.as_str()));
+        if !stays_here(name) && (nominated.is_empty() || !is_nominated()) {
+            write_line(&mut out, name.as_str(), value.as_bytes());
+        }
     }
-    request.insert_header(HOST, forwarded.host)?;
-    request.insert_header(CONTENT_LENGTH, forwarded.body_length)?;
-    request.insert_header(headers::REQUEST_ID, forwarded.request_id)?;
-    request.insert_header(headers::MODEL, forwarded.model)?;
-    request.insert_header(headers::MODEL_VERSION, forwarded.version)?;
-    request.insert_header(headers::EVENT, forwarded.event)?;
-    request.insert_header(headers::PROMPT_ESTIMATE, forwarded.prompt_estimate)
+    let (length, estimate) = (forwarded.body_length.to_string(), forwarded.prompt_estimate.to_string());
+    for (name, value) in [
+        ("host", forwarded.host),
+        ("content-length", &length),
+        (headers::REQUEST_ID, forwarded.request_id),
+        (headers::MODEL, forwarded.model),
+        (headers::MODEL_VERSION, forwarded.version),
+        (headers::EVENT, forwarded.event),
+        (headers::PROMPT_ESTIMATE, &estimate),
+    ] {
+        write_line(&mut out, name, value.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// Headers that no node gets from a client.
+fn stays_here(name: &HeaderName) -> bool {
+    const OWN: [&str; 5] =
+        [headers::REQUEST_ID, headers::MODEL, headers::MODEL_VERSION, headers::EVENT, headers::PROMPT_ESTIMATE];
+    [AUTHORIZATION, HOST, CONTENT_LENGTH, ACCEPT_ENCODING, CONNECTION, EXPECT, TRANSFER_ENCODING, COOKIE].contains(name)
+        || is_for_one_hop(name)
+        || OWN.contains(&name.as_str())
+        || matches!(
+            name.as_str(),
+            "x-forwarded-for"
+                | "x-forwarded-host"
+                | "x-forwarded-proto"
+                | "forwarded"
+                | "proxy-authorization"
+                | "http2-settings"
+        )
+}
+
+/// Of a value that may be anything a record holds, what would end its line is left out.
+fn write_line(out: &mut BytesMut, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    if memchr::memchr3(b'\r', b'\n', 0, value).is_none() {
+        out.extend_from_slice(value);
+    } else {
+        out.extend(value.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]
@@ -130,6 +179,54 @@ mod tests {
         ] {
             assert_eq!(named(from), to);
         }
+    }
+
+    #[test]
+    fn a_node_gets_nothing_that_is_for_the_edge_alone() {
+        let mut client = RequestHeader::build("POST", b"/v1/chat/completions?x=y", None).unwrap();
+        for (name, value) in [
+            ("Authorization", "Bearer secret"),
+            ("Host", "edge"),
+            ("Content-Length", "999"),
+            ("Transfer-Encoding", "chunked"),
+            ("Cookie", "secret"),
+            ("X-Forwarded-For", "1.2.3.4"),
+            ("Connection", "close, X-Hop"),
+            ("X-Hop", "secret"),
+            ("TE", "trailers"),
+            ("x-turnpike-model", "another"),
+            ("Content-Type", "application/json"),
+            ("User-Agent", "a client"),
+        ] {
+            client.append_header(name, value).unwrap();
+        }
+        let forwarded = Forwarded {
+            request_id: "id",
+            model: "m\r\nx: y",
+            version: "v1",
+            body_length: 3,
+            host: "node",
+            event: "event",
+            prompt_estimate: 7,
+        };
+        let head = String::from_utf8(head(&client, &forwarded).to_vec()).unwrap();
+        let (first, lines) = head.split_once("\r\n").unwrap();
+        assert_eq!(first, "POST /v1/chat/completions?x=y HTTP/1.1");
+        let mut lines: Vec<_> = lines.strip_suffix("\r\n\r\n").unwrap().split("\r\n").collect();
+        lines.sort_unstable();
+        let mut expected = [
+            "content-type: application/json".to_owned(),
+            "user-agent: a client".to_owned(),
+            "host: node".to_owned(),
+            "content-length: 3".to_owned(),
+            format!("{}: id", headers::REQUEST_ID),
+            format!("{}: mx: y", headers::MODEL),
+            format!("{}: v1", headers::MODEL_VERSION),
+            format!("{}: event", headers::EVENT),
+            format!("{}: 7", headers::PROMPT_ESTIMATE),
+        ];
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
     }
 
     #[test]

@@ -19,13 +19,10 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::load_certified_key;
-use turnpike_config::route::MAX_ATTEMPTS;
 
 /// Heads and small bodies fit; larger buffers only cost idle connections memory.
 const READ_BUFFER: usize = 8 << 10;
 const WRITE_BUFFER: usize = 8 << 10;
-/// Idle connections kept to nodes, per thread.
-const NODE_POOL: usize = 512;
 
 /// TLS towards clients, HTTP/2 preferred; `None` is plaintext.
 pub(crate) fn client_tls(settings: &Settings) -> Result<Option<TlsSettings>, Error> {
@@ -45,11 +42,8 @@ pub(crate) fn run(edge: &Arc<Edge>, client_tls: Option<TlsSettings>, stop: Cance
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         // Each thread keeps its connections, with their caches.
         work_stealing: false,
-        ca_file: Some(settings.tls.ca.display().to_string()),
         grace_period_seconds: Some(settings.drain_timeout.as_secs().max(1)),
         graceful_shutdown_timeout_seconds: Some(1),
-        upstream_keepalive_pool_size: NODE_POOL,
-        max_retries: usize::from(MAX_ATTEMPTS) + 1,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);

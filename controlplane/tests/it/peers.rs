@@ -164,7 +164,8 @@ impl Meter {
     /// Ships nothing but what the edge has counted itself.
     pub(crate) async fn count(&mut self, epoch: u64, seq: u64, counts: Vec<DayCount>) {
         let complete = Watermark::default();
-        let batch: UsageBatch = UsageBatch { epoch, first_seq: seq, events: Vec::new(), end_seq: seq, complete, counts };
+        let batch: UsageBatch =
+            UsageBatch { epoch, first_seq: seq, events: Vec::new(), end_seq: seq, complete, counts };
         write_frame(&mut self.0.send, &batch).await.unwrap();
         assert_eq!(self.ack().await.end_seq, seq);
     }

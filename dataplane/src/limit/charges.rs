@@ -3,8 +3,11 @@
 use super::limiter::{Denied, Limiter};
 use super::share::{Kind, Take, Taken};
 use super::subject::{Limit, Limits, Rates};
+use bytes::Bytes;
 use futures::future::join_all;
+use http::{HeaderName, HeaderValue};
 use serde::Serialize;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// Charges of one request, to be settled once. Dropped unsettled, they give back what was taken.
@@ -261,7 +264,7 @@ pub(crate) fn headers(
     key: &Limits,
     organization: &Limits,
     now_ns: u64,
-) -> Vec<(&'static str, String)> {
+) -> Vec<(HeaderName, HeaderValue)> {
     let within = |limits| model.and_then(|model| Limits::within(limits, model));
     let rates: [Option<&Rates>; 4] = [Some(&key.own), Some(&organization.own), within(key), within(organization)];
     let least = |of: fn(&Rates) -> &Option<Arc<Limit>>| {
@@ -273,26 +276,43 @@ pub(crate) fn headers(
         });
         states.min_by_key(|state| state.remaining)
     };
-    let mut headers = Vec::new();
-    let (mut policies, mut lefts) = (Vec::new(), Vec::new());
-    for (name, state) in [("requests", least(|r| &r.requests)), ("tokens", least(|r| &r.tokens))] {
-        let Some(state) = state else { continue };
-        let named: [&'static str; 3] = if name == "requests" {
-            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]
-        } else {
-            ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]
-        };
-        let values = [state.limit.to_string(), state.remaining.to_string(), reset(state.reset_s)];
-        headers.extend(named.into_iter().zip(values));
-        policies.push(format!("\"{name}\";q={};w=60", state.limit));
-        lefts.push(format!("\"{name}\";r={};t={}", state.remaining, state.reset_s.ceil()));
+    let mut headers = Vec::with_capacity(8);
+    let (mut policies, mut lefts) = (String::new(), String::new());
+    // Text in, and of numbers: a value can be made of it.
+    let value =
+        |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""));
+    for (name, named, state) in
+        [("requests", OF_REQUESTS, least(|r| &r.requests)), ("tokens", OF_TOKENS, least(|r| &r.tokens))]
+    {
+        let Some(State { limit, remaining, reset_s }) = state else { continue };
+        let [its_limit, its_rest, its_reset] = named;
+        headers.push((its_limit, HeaderValue::from(limit)));
+        headers.push((its_rest, HeaderValue::from(remaining)));
+        headers.push((its_reset, value(reset(reset_s))));
+        let comma = if policies.is_empty() { "" } else { ", " };
+        // Writing into a String cannot fail.
+        let _ = write!(policies, "{comma}\"{name}\";q={limit};w=60");
+        let _ = write!(lefts, "{comma}\"{name}\";r={remaining};t={}", reset_s.ceil());
     }
     if !policies.is_empty() {
-        headers.push(("ratelimit-policy", policies.join(", ")));
-        headers.push(("ratelimit", lefts.join(", ")));
+        headers.push((POLICY, value(policies)));
+        headers.push((LEFT, value(lefts)));
     }
     headers
 }
+
+const OF_REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const OF_TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LEFT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// A duration as OpenAI writes it: `17ms`, `6.1s`, `1m2s`.
 fn reset(seconds: f64) -> String {

@@ -1,0 +1,162 @@
+//! One connection to a node, with one request at a time.
+
+use super::body::Body;
+use super::head::{self, Head, Wrong};
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures::FutureExt as _;
+use pingora::{Error, ErrorType};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// Room for what is read, bytes: little at first, since most streams wait for tokens most of the time; more for a node that
+/// fills it.
+const ROOM: (usize, usize) = (4 << 10, 64 << 10);
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Connection<S> {
+    stream: S,
+    /// What was read and not taken.
+    buffer: BytesMut,
+    room: usize,
+    body: Body,
+    keeps: bool,
+}
+
+type Result<T> = std::result::Result<T, Box<Error>>;
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, buffer: BytesMut::new(), room: ROOM.0, body: Body::Over, keeps: true }
+    }
+
+    /// Sends a request, head and body at once.
+    pub(crate) async fn send(&mut self, head: BytesMut, body: Bytes) -> Result<()> {
+        self.keeps = false;
+        let failed = |error| Error::because(ErrorType::WriteError, "sending to the node", error).into_up();
+        self.stream.write_all_buf(&mut head.chain(body)).await.map_err(failed)?;
+        self.stream.flush().await.map_err(failed)
+    }
+
+    /// The head of the answer. Dropped before it is there, nothing is lost.
+    pub(crate) async fn head(&mut self) -> Result<Head> {
+        loop {
+            if let Some(found) = head::take(&mut self.buffer).map_err(wrong)? {
+                self.body = Body::from(found.framing);
+                self.keeps = found.keeps;
+                return Ok(found.head);
+            }
+            if self.fill().await? == 0 {
+                return Err(Error::explain(ErrorType::ConnectionClosed, "the node closed before its answer").into_up());
+            }
+        }
+    }
+
+    /// The next part of the body, as much as there is; empty at its end. Dropped before it is there, nothing is lost.
+    pub(crate) async fn body(&mut self) -> Result<Bytes> {
+        loop {
+            let piece = self.body.take(&mut self.buffer).map_err(wrong)?;
+            if !piece.is_empty() || self.is_over() {
+                return Ok(piece);
+            }
+            if self.fill().await? == 0 {
+                if self.body != Body::UntilClose {
+                    return Err(Error::explain(ErrorType::ConnectionClosed, "the node closed in its answer").into_up());
+                }
+                self.body = Body::Over;
+            }
+        }
+    }
+
+    /// The next part of the body if it is there already.
+    pub(crate) fn body_now(&mut self) -> Option<Result<Bytes>> {
+        self.body().now_or_never()
+    }
+
+    /// Whether the answer has been read to its end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.body == Body::Over
+    }
+
+    /// Whether another request can be sent.
+    pub(super) fn is_free(&self) -> bool {
+        self.keeps && self.is_over() && self.buffer.is_empty()
+    }
+
+    /// Whether the node has left it open and silent.
+    pub(super) fn is_alive(&mut self) -> bool {
+        self.is_free() && self.stream.read(&mut [0]).now_or_never().is_none()
+    }
+
+    async fn fill(&mut self) -> Result<usize> {
+        self.buffer.reserve(self.room);
+        let failed = |error| Error::because(ErrorType::ReadError, "reading from the node", error).into_up();
+        let read = self.stream.read_buf(&mut self.buffer).await.map_err(failed)?;
+        if read >= self.room {
+            self.room = (self.room * 2).min(ROOM.1);
+        }
+        Ok(read)
+    }
+}
+
+fn wrong(what: Wrong) -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, format!("the node answered with {what}")).into_up()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::duplex;
+
+    #[tokio::test]
+    async fn one_request_after_the_other() {
+        let (near, mut far) = duplex(1 << 20);
+        let mut connection = Connection::new(near);
+        for turn in 0..3 {
+            assert!(connection.is_alive(), "turn {turn}");
+            connection.send(BytesMut::from("HEAD "), Bytes::from_static(b"BODY")).await.unwrap();
+            let mut sent = [0; 9];
+            far.read_exact(&mut sent).await.unwrap();
+            assert_eq!(&sent, b"HEAD BODY");
+            far.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n").await.unwrap();
+            assert_eq!(connection.head().await.unwrap().length, None);
+            assert_eq!(connection.body().await.unwrap(), "hi");
+            assert!(connection.body_now().is_none() && !connection.is_alive());
+            far.write_all(b"1\r\n!\r\n0\r\n\r\n").await.unwrap();
+            assert_eq!(connection.body().await.unwrap(), "!");
+            assert!(connection.is_over());
+        }
+        drop(far);
+        assert!(!connection.is_alive(), "it was closed");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_comes_early_is_an_error_of_the_node() {
+        for text in ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab"] {
+            let (near, mut far) = duplex(1 << 20);
+            let mut connection = Connection::new(near);
+            far.write_all(text.as_bytes()).await.unwrap();
+            drop(far);
+            let read = async {
+                connection.head().await?;
+                while !connection.is_over() {
+                    connection.body().await?;
+                }
+                Ok::<_, Box<Error>>(())
+            };
+            let error = read.await.unwrap_err();
+            assert_eq!(error.esource(), &pingora::ErrorSource::Upstream, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_without_a_length_ends_with_its_connection() {
+        let (near, mut far) = duplex(1 << 20);
+        let mut connection = Connection::new(near);
+        far.write_all(b"HTTP/1.1 200 OK\r\n\r\nall").await.unwrap();
+        connection.head().await.unwrap();
+        assert_eq!(connection.body().await.unwrap(), "all");
+        drop(far);
+        assert_eq!(connection.body().await.unwrap(), "");
+        assert!(connection.is_over() && !connection.is_free());
+    }
+}
