@@ -15,6 +15,8 @@ const MAX_EVENT: usize = 1 << 20;
 /// A JSON answer larger than this is not searched for its usage.
 const MAX_JSON: usize = 64 << 20;
 
+const USAGE: &[u8] = b"\"usage\"";
+
 /// Token counts as engines report them. Engines that do not say what was cached report `null` or leave it out.
 #[derive(Clone, Copy, Deserialize)]
 struct Usage {
@@ -195,18 +197,31 @@ impl StreamTap {
             self.events = self.events.saturating_add(1);
             self.done |= data.trim_ascii_start().starts_with(b"[DONE]");
         }
-        if memmem::find(&events, b"\"usage\"").is_none() {
+        self.take_out_usage(events)
+    }
+
+    /// Reads the events that speak of usage, and leaves out those that are there only because we asked for them.
+    fn take_out_usage(&mut self, events: Bytes) -> Bytes {
+        let (mut kept, mut kept_to) = (BytesMut::new(), 0);
+        // Where an event begins, and where to look on.
+        let (mut start, mut at) = (0, 0);
+        while let Some(found) = memmem::find(&events[at..], USAGE).map(|found| at + found) {
+            start += last_event_end(&events[start..found]).unwrap_or(0);
+            at = found + USAGE.len();
+            if after_colon(&events[at..]).starts_with(b"null") {
+                continue;
+            }
+            let end = first_event_end(&events[at..]).map_or(events.len(), |end| at + end);
+            if self.is_ours(&events[start..end]) {
+                kept.extend_from_slice(&events[kept_to..start]);
+                kept_to = end;
+            }
+            (start, at) = (end, end);
+        }
+        if kept_to == 0 {
             return events;
         }
-        let mut kept = BytesMut::with_capacity(events.len());
-        let mut rest = &events[..];
-        while !rest.is_empty() {
-            let (event, after) = rest.split_at(first_event_end(rest).unwrap_or(rest.len()));
-            if !self.is_ours(event) {
-                kept.extend_from_slice(event);
-            }
-            rest = after;
-        }
+        kept.extend_from_slice(&events[kept_to..]);
         kept.freeze()
     }
 
@@ -243,12 +258,16 @@ fn last_event_end(data: &[u8]) -> Option<usize> {
 }
 
 fn first_event_end(data: &[u8]) -> Option<usize> {
-    let lf = memmem::find(data, b"\n\n").map(|at| at + 2);
-    let crlf = memmem::find(data, b"\n\r\n").map(|at| at + 3);
-    match (lf, crlf) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
+    memchr::memchr_iter(b'\n', data).find_map(|at| match data.get(at + 1..)? {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
+}
+
+/// The value behind a member's name.
+fn after_colon(text: &[u8]) -> &[u8] {
+    text.trim_ascii_start().strip_prefix(b":").unwrap_or_default().trim_ascii_start()
 }
 
 #[cfg(test)]
@@ -279,6 +298,20 @@ mod tests {
         assert!(!text.contains("prompt_tokens") && text.contains("[DONE]") && text.contains("say"));
         assert_eq!(tap.usage(), Some(Tokens { prompt: 7, cached: 0, completion: 2 }));
         assert!(tap.is_complete());
+    }
+
+    #[test]
+    fn a_usage_chunk_is_taken_out_wherever_it_is_and_nothing_else() {
+        let ours = "data: {\"choices\":[],\"usage\" : {\"prompt_tokens\":7,\"completion_tokens\":2}}\r\n\r\n";
+        let along = "data: {\"choices\":[{}],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":1}}\n\n";
+        let null = "data: {\"choices\":[],\"usage\": null}\n\n";
+        let nested = "data: {\"x\":{\"usage\":null},\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\n";
+        assert_eq!(run(true, &[nested.as_bytes(), b"data: [DONE]\n\n"]).0, b"data: [DONE]\n\n");
+        for (before, after) in [("", ""), (along, null), (null, along), ("", null), (along, "")] {
+            let (out, tap) = run(true, &[[before, ours, after].concat().as_bytes()]);
+            assert_eq!(String::from_utf8(out).unwrap(), [before, after].concat());
+            assert_eq!(tap.usage().is_some(), after != along, "only the last word counts");
+        }
     }
 
     #[test]
