@@ -27,6 +27,13 @@ pub(crate) struct Cost {
     pub(crate) rss_kib: u64,
 }
 
+impl Cost {
+    /// Resident memory.
+    pub(crate) const fn rss_mib(self) -> f64 {
+        self.rss_kib as f64 / 1024.0
+    }
+}
+
 impl Sub for Cost {
     type Output = Self;
 

@@ -1,5 +1,6 @@
 //! The edge beside what one would use instead: the same load on each in turn, A B A B, on one machine in one run.
 
+mod hold;
 mod oha;
 mod plot;
 mod report;
@@ -9,16 +10,20 @@ mod stage;
 mod stream;
 pub(crate) mod subjects;
 
+use crate::program::Cost;
 use anyhow::Context as _;
 use oha::Oha;
 use report::{Results, Sample};
-use scenario::Scenario;
+use scenario::{Scenario, SubjectName};
 use stage::Stage;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What comes before it counts.
 const WARM_UP: Duration = Duration::from_millis(700);
+
+/// Where it goes on for long, memory is looked at after this part of the time too.
+const EARLY: u32 = 6;
 
 /// Streams at a time, and for how long, of which single tokens are looked at.
 const STREAMS: u32 = 8;
@@ -81,25 +86,12 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
         let bodies = stage.bodies(&scenario.request, args.seconds)?;
         let subjects: Vec<_> = scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)).collect();
         let mut samples = Vec::new();
-        for round in 0..=args.rounds {
-            let lasting = if round == 0 { WARM_UP } else { Duration::from_secs_f64(args.seconds) };
+        for round in 0..=scenario.rounds(args.rounds) {
+            let lasting = if round == 0 { WARM_UP } else { scenario.lasting(args.seconds) };
             for subject in &subjects {
-                let (address, key) = stage.way(*subject, scenario);
-                let before = stage.cost(*subject)?;
-                let terms = (lasting, scenario.request.kind.status());
-                let seen = oha.run(address, &key, &bodies, scenario.load, terms).await;
-                let seen = seen.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?;
-                let cost = stage.cost(*subject)?.zip(before).map(|(after, before)| after - before);
-                let tokens = match &scenario.request {
-                    ask if ask.stream => {
-                        let tokens = stream::measure((address, &key), ask, STREAMS, STREAMING).await;
-                        Some(tokens.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?)
-                    }
-                    _ => None,
-                };
-                if round > 0 {
-                    samples.push(Sample { tokens, ..Sample::new(*subject, round, seen, cost) });
-                }
+                let sample = one(&stage, &oha, scenario, *subject, (round, lasting, &bodies)).await;
+                let sample = sample.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?;
+                samples.extend((round > 0).then_some(sample));
             }
         }
         results.add(scenario.clone(), samples);
@@ -110,6 +102,37 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
         progress(&format!("{} is measured", scenario.name));
     }
     Ok(results)
+}
+
+/// One subject's turn.
+async fn one(
+    stage: &Stage,
+    oha: &Oha,
+    scenario: &Scenario,
+    subject: SubjectName,
+    (round, lasting, bodies): (u32, Duration, &Path),
+) -> anyhow::Result<Sample> {
+    let (address, key) = stage.way(subject, scenario);
+    let Scenario { request, load, .. } = scenario;
+    let before = stage.cost(subject)?;
+    let since =
+        |before: Option<Cost>| anyhow::Ok(stage.cost(subject)?.zip(before).map(|(after, before)| after - before));
+    if load.hold {
+        let held = hold::hold(address, &key, request, load.connections).await?;
+        return Ok(Sample::new(subject, round, held.seen, since(before)?));
+    }
+    let early = async {
+        tokio::time::sleep(lasting / EARLY).await;
+        stage.cost(subject)
+    };
+    let (seen, early) = tokio::join!(oha.run(address, &key, bodies, *load, (lasting, request.kind.status())), early);
+    let (seen, cost) = (seen?, since(before)?);
+    let tokens = match request.stream && !load.soak {
+        true => Some(stream::measure((address, &key), request, STREAMS, STREAMING).await?),
+        false => None,
+    };
+    let rss_early_mib = early?.filter(|_| load.soak).map(|cost| cost.rss_mib());
+    Ok(Sample { tokens, rss_early_mib, ..Sample::new(subject, round, seen, cost) })
 }
 
 /// A word to who waits.

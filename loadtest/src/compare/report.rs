@@ -25,6 +25,8 @@ pub(super) struct Sample {
     pub(super) cpu_us: Option<f64>,
     /// Resident afterwards.
     pub(super) rss_mib: Option<f64>,
+    /// Resident early on, of what goes on for long.
+    pub(super) rss_early_mib: Option<f64>,
     /// Of streams, which are measured apart.
     pub(super) tokens: Option<Tokens>,
 }
@@ -33,9 +35,9 @@ impl Sample {
     pub(super) fn new(subject: SubjectName, round: u32, seen: Seen, cost: Option<Cost>) -> Self {
         let Seen { requests, per_second, p50_us, p99_us } = seen;
         let each = |cost: Cost| cost.cpu.as_secs_f64() * 1e6 / requests as f64;
-        let mib = |cost: Cost| cost.rss_kib as f64 / 1024.0;
-        let (cpu_us, rss_mib) = (cost.map(each), cost.map(mib));
-        Self { subject, round, requests, per_second, p50_us, p99_us, cpu_us, rss_mib, tokens: None }
+        let (cpu_us, rss_mib) = (cost.map(each), cost.map(Cost::rss_mib));
+        let (rss_early_mib, tokens) = (None, None);
+        Self { subject, round, requests, per_second, p50_us, p99_us, cpu_us, rss_mib, rss_early_mib, tokens }
     }
 }
 
@@ -190,8 +192,14 @@ fn rows(text: &mut String, measured: &Measured) -> std::fmt::Result {
             show(figure(|sample| sample.rss_mib), 0),
         )?;
     }
-    if measured.scenario.request.stream {
-        token_rows(text, measured)?
+    if measured.samples.iter().any(|sample| sample.tokens.is_some()) {
+        token_rows(text, measured)?;
+    }
+    for sample in &measured.samples {
+        if let (Some(early), Some(late)) = (sample.rss_early_mib, sample.rss_mib) {
+            let (name, ratio) = (sample.subject.name(), late / early);
+            writeln!(text, "\n{name}: {early:.0} MiB after a sixth of the time, {late:.0} at the end: × {ratio:.2}.")?;
+        }
     }
     writeln!(text)
 }

@@ -5,9 +5,10 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
 
 /// Those that come with the program, by name.
-const OWN: [(&str, &str); 11] = [
+const OWN: [(&str, &str); 14] = [
     ("chat-1k", include_str!("../../scenarios/chat-1k.toml")),
     ("chat-16k", include_str!("../../scenarios/chat-16k.toml")),
     ("chat-2m", include_str!("../../scenarios/chat-2m.toml")),
@@ -16,6 +17,9 @@ const OWN: [(&str, &str); 11] = [
     ("stream-64-burst", include_str!("../../scenarios/stream-64-burst.toml")),
     ("stream-1000-burst", include_str!("../../scenarios/stream-1000-burst.toml")),
     ("stream-64-paced", include_str!("../../scenarios/stream-64-paced.toml")),
+    ("stream-1000-paced", include_str!("../../scenarios/stream-1000-paced.toml")),
+    ("stream-idle", include_str!("../../scenarios/stream-idle.toml")),
+    ("soak", include_str!("../../scenarios/soak.toml")),
     ("cached", include_str!("../../scenarios/cached.toml")),
     ("flood-401", include_str!("../../scenarios/flood-401.toml")),
     ("flood-429", include_str!("../../scenarios/flood-429.toml")),
@@ -131,6 +135,12 @@ pub(crate) struct Load {
     pub(crate) rate: Option<u32>,
     #[serde(default)]
     pub(crate) http2: bool,
+    /// Every connection has one stream, which goes on until all have had their first token; what is looked at is memory.
+    #[serde(default)]
+    pub(crate) hold: bool,
+    /// Twenty times as long as others, once: whether memory grows.
+    #[serde(default)]
+    pub(crate) soak: bool,
 }
 
 /// One measurement.
@@ -169,6 +179,16 @@ impl Scenario {
         self.subjects.iter().copied().find(is_nginx).unwrap_or(SubjectName::Nginx)
     }
 
+    /// How often it is measured, of so many times.
+    pub(crate) const fn rounds(&self, rounds: u32) -> u32 {
+        if self.load.soak { 1 } else { rounds }
+    }
+
+    /// How long each time, where others take so many seconds.
+    pub(crate) fn lasting(&self, seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds) * if self.load.soak { 20 } else { 1 }
+    }
+
     fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
         use SubjectName::{Direct, NginxCache, NginxKeyed};
         let read: Self = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
@@ -184,6 +204,7 @@ impl Scenario {
         ensure!(is_known, "scenario {name}: request.model: the simulator has no «{model}»");
         ensure!(!stream || kind.status() == 200, "scenario {name}: request.stream: what is refused is no stream");
         let speaks = |subject: &SubjectName| !matches!(subject, Direct | NginxKeyed | NginxCache);
+        ensure!(!read.load.hold || *stream, "scenario {name}: load.hold: only streams are held");
         let can = !read.load.http2 || !stream && read.subjects.iter().all(speaks);
         ensure!(can, "scenario {name}: load.http2: not for streams, nor for direct, nginx-keyed and nginx-cache");
         Ok(Self { name: name.to_owned(), ..read })

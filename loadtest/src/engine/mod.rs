@@ -19,17 +19,26 @@ use turnpike_config::link::{Identity, TlsFiles};
 /// A model that the simulator serves.
 pub(crate) struct Model {
     pub(crate) name: &'static str,
-    /// `None` answers at once, to measure what stands in front.
-    pub(crate) profile: Option<Profile>,
+    pub(crate) pace: Pace,
+}
+
+/// How fast a model answers.
+pub(crate) enum Pace {
+    /// To measure what stands in front.
+    AtOnce,
+    /// One token at once, and then nothing for as long as somebody waits: for what it costs to wait.
+    Silent,
+    Gpu(Profile),
 }
 
 /// All of them.
-pub(crate) const MODELS: [Model; 3] = [
-    Model { name: "sim-instant", profile: None },
+pub(crate) const MODELS: [Model; 4] = [
+    Model { name: "sim-instant", pace: Pace::AtOnce },
+    Model { name: "sim-silent", pace: Pace::Silent },
     // A token every 6 ms for everybody.
     Model {
         name: "sim-paced",
-        profile: Some(Profile {
+        pace: Pace::Gpu(Profile {
             prefill_per_token: Duration::ZERO,
             step: Duration::from_millis(6),
             step_per_sequence: Duration::ZERO,
@@ -40,7 +49,7 @@ pub(crate) const MODELS: [Model; 3] = [
     // About a model of eight billion parameters on a large GPU.
     Model {
         name: "sim-gpu",
-        profile: Some(Profile {
+        pace: Pace::Gpu(Profile {
             prefill_per_token: Duration::from_micros(60),
             step: Duration::from_millis(8),
             step_per_sequence: Duration::from_micros(80),

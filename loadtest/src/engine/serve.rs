@@ -3,7 +3,7 @@
 use super::answer::{Answer, Ask};
 use super::batch::{Load, Sequence};
 use super::gpu::Gpu;
-use super::{MODELS, Model};
+use super::{MODELS, Model, Pace};
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -23,7 +23,7 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// One engine, which serves every model.
 pub(super) struct Engine {
-    /// Of each model in [`MODELS`]; `None` takes no time.
+    /// Of each model in [`MODELS`] that has one.
     gpus: Vec<Option<Gpu>>,
     requests: AtomicU64,
     tokens: AtomicU64,
@@ -37,7 +37,11 @@ pub(super) struct Done {
 
 impl Engine {
     pub(super) fn start() -> Arc<Self> {
-        let gpus = MODELS.iter().map(|model| model.profile.map(Gpu::start)).collect();
+        let gpu = |model: &Model| match model.pace {
+            Pace::Gpu(profile) => Some(Gpu::start(profile)),
+            Pace::AtOnce | Pace::Silent => None,
+        };
+        let gpus = MODELS.iter().map(gpu).collect();
         Arc::new(Self { gpus, requests: AtomicU64::new(0), tokens: AtomicU64::new(0) })
     }
 
@@ -112,6 +116,9 @@ impl Engine {
         }
         let (token, end) = (answer.token(), answer.end());
         match made {
+            None if matches!(MODELS[place].pace, Pace::Silent) => {
+                events(stream::iter([token]).chain(stream::pending()))
+            }
             None => events(stream::iter(std::iter::repeat_n(token, tokens as usize).chain([end]))),
             Some(made) => events(received(made).map(move |()| token.clone()).chain(stream::iter([end]))),
         }
