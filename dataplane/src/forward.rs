@@ -10,7 +10,7 @@ use crate::request::{Request, own_request_id, unix_ms};
 use crate::respond::{CHUNKED, REQUEST_ID};
 use crate::upstream::{Head, ToNode};
 use crate::{meter, respond, rewrite};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, TRANSFER_ENCODING};
 use pingora::proxy::Session;
@@ -28,6 +28,8 @@ const NOT_RECORDED: ErrorType = ErrorType::Custom("usage cannot be recorded");
 const METERING_PATIENCE: Duration = Duration::from_secs(30);
 /// So much of an answer is worth a write of its own, bytes.
 const MUCH: usize = 16 << 10;
+/// How often everything else on the thread has its turn before what has come in a burst goes on. Each costs a tenth of a write.
+const PATIENT_TURNS: u32 = 4;
 
 /// Waits until usage is recorded, within its patience.
 pub(crate) async fn recorded(written: Written) -> Result<()> {
@@ -132,23 +134,34 @@ impl Waiting<'_, '_> {
 /// What is there together goes on together: a node that has many tokens ready sends each for itself. One that comes alone goes
 /// on as soon as everything else on this thread has had its turn.
 async fn gather(node: &mut ToNode, piece: Bytes) -> Result<Bytes> {
-    if node.is_over() || piece.len() >= MUCH {
-        return Ok(piece);
-    }
-    tokio::task::yield_now().await;
-    let mut all = Vec::new();
-    while let Some(more) = node.body_now() {
-        all.extend_from_slice(if all.is_empty() { &piece } else { &[] });
-        all.extend_from_slice(&more?);
-        if node.is_over() || all.len() >= MUCH {
+    let is_enough = |node: &ToNode, length: usize| node.is_over() || length >= MUCH;
+    // Copied only if more comes.
+    let (mut all, mut length, mut turns) = (BytesMut::new(), piece.len(), 0);
+    while !is_enough(node, length) {
+        tokio::task::yield_now().await;
+        let before = length;
+        turns += 1;
+        while !is_enough(node, length)
+            && let Some(more) = node.body_now()
+        {
+            if all.is_empty() {
+                all.extend_from_slice(&piece);
+            }
+            all.extend_from_slice(&more?);
+            length = all.len();
+        }
+        // Where more came, more may be about to.
+        if length > before {
+            turns = 0;
+        } else if all.is_empty() || turns >= PATIENT_TURNS {
             break;
         }
     }
-    Ok(if all.is_empty() { piece } else { all.into() })
+    Ok(if all.is_empty() { piece } else { all.freeze() })
 }
 
 /// What a node is sent before the body, once it is recorded that it is asked.
-async fn head_for_node(session: &Session, request: &mut Request) -> Result<bytes::BytesMut> {
+async fn head_for_node(session: &Session, request: &mut Request) -> Result<BytesMut> {
     let Some(metered) = &mut request.metered else { return Err(internal()) };
     let is_public = metered.cache_policy().public;
     let (Some(dispatch), Some(model)) = (&mut metered.dispatch, &metered.model) else { return Err(internal()) };

@@ -127,6 +127,10 @@ pub enum Error {
 
 /// Runs an edge until `shutdown`, then drains: running requests finish (up to `drain.timeout`), usage is synced to disk.
 pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error> {
+    // A connection's buffers are kilobytes here and there: with pages of two megabytes, twice as much would be resident.
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages stay on");
+    }
     let identity = Identity::load(&settings.tls)?;
     let trust = trust::load(&settings.trusted).map_err(Error::Trust)?;
     let own = identity.own()?;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use turnpike_config::link::load_certified_key;
 
 /// Heads and small bodies fit; larger buffers only cost idle connections memory.
-const READ_BUFFER: usize = 8 << 10;
+const READ_BUFFER: usize = 4 << 10;
 const WRITE_BUFFER: usize = 8 << 10;
 
 /// TLS towards clients, HTTP/2 preferred; `None` is plaintext.

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Bytes laid aside for a segment: what it is closed at, and a group of records more.
 pub(super) const RESERVED: u64 = (16 << 20) + (1 << 20);
 /// Between two syncs: what is written in this time is one group. Nobody waits for it but who ships.
-const GROUPING: Duration = Duration::from_millis(10);
+const GROUPING: Duration = Duration::from_millis(20);
 /// Between tries when the disk refuses.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
 

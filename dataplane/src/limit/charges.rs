@@ -292,7 +292,7 @@ pub(crate) fn headers(
         let comma = if policies.is_empty() { "" } else { ", " };
         // Writing into a String cannot fail.
         let _ = write!(policies, "{comma}\"{name}\";q={limit};w=60");
-        let _ = write!(lefts, "{comma}\"{name}\";r={remaining};t={}", reset_s.ceil());
+        let _ = write!(lefts, "{comma}\"{name}\";r={remaining};t={}", whole(reset_s));
     }
     if !policies.is_empty() {
         headers.push((POLICY, value(policies)));
@@ -317,13 +317,23 @@ const LEFT: HeaderName = HeaderName::from_static("ratelimit");
 /// A duration as OpenAI writes it: `17ms`, `6.1s`, `1m2s`.
 fn reset(seconds: f64) -> String {
     if seconds < 1.0 {
-        return format!("{:.0}ms", (seconds * 1_000.0).ceil());
+        return format!("{}ms", whole(seconds * 1_000.0));
     }
     if seconds < 60.0 {
-        return format!("{}s", (seconds * 10.0).ceil() / 10.0);
+        let tenths = whole(seconds * 10.0);
+        return match tenths % 10 {
+            0 => format!("{}s", tenths / 10),
+            rest => format!("{}.{rest}s", tenths / 10),
+        };
     }
-    let whole = seconds.ceil();
-    format!("{}m{}s", (whole / 60.0).floor(), whole % 60.0)
+    let seconds = whole(seconds);
+    format!("{}m{}s", seconds / 60, seconds % 60)
+}
+
+/// The next whole number, which is written in a fifth of the time.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and times are not negative")]
+const fn whole(number: f64) -> u64 {
+    number.ceil() as u64
 }
 
 #[cfg(test)]

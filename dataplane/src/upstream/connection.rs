@@ -5,11 +5,20 @@ use super::head::{self, Head, Wrong};
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::FutureExt as _;
 use pingora::{Error, ErrorType};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-/// Room for what is read, bytes: little at first, since most streams wait for tokens most of the time; more for a node that
-/// fills it.
-const ROOM: (usize, usize) = (4 << 10, 64 << 10);
+/// Most that is read at once, bytes.
+const ROOM: usize = 64 << 10;
+
+thread_local! {
+    /// Where a thread's connections are read into, one after the other: most wait most of the time, and none needs room for that.
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; ROOM].into());
+}
 
 /// A connection.
 #[derive(Debug)]
@@ -17,7 +26,6 @@ pub(crate) struct Connection<S> {
     stream: S,
     /// What was read and not taken.
     buffer: BytesMut,
-    room: usize,
     body: Body,
     keeps: bool,
 }
@@ -26,7 +34,7 @@ type Result<T> = std::result::Result<T, Box<Error>>;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, buffer: BytesMut::new(), room: ROOM.0, body: Body::Over, keeps: true }
+        Self { stream, buffer: BytesMut::new(), body: Body::Over, keeps: true }
     }
 
     /// Sends a request, head and body at once.
@@ -88,13 +96,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn fill(&mut self) -> Result<usize> {
-        self.buffer.reserve(self.room);
-        let failed = |error| Error::because(ErrorType::ReadError, "reading from the node", error).into_up();
-        let read = self.stream.read_buf(&mut self.buffer).await.map_err(failed)?;
-        if read >= self.room {
-            self.room = (self.room * 2).min(ROOM.1);
-        }
-        Ok(read)
+        let Self { stream, buffer, .. } = self;
+        let read = poll_fn(|context| {
+            READ.with_borrow_mut(|room| {
+                let mut read = ReadBuf::new(room);
+                ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
+                buffer.extend_from_slice(read.filled());
+                Poll::Ready(Ok(read.filled().len()))
+            })
+        });
+        read.await
+            .map_err(|error: io::Error| Error::because(ErrorType::ReadError, "reading from the node", error).into_up())
     }
 }
 
