@@ -43,8 +43,7 @@ pub(super) async fn hold(address: SocketAddr, key: &str, ask: &Ask, connections:
     while let Some(begun) = beginning.join_next().await {
         keep(Some(begun), &mut streams, &mut times)?;
     }
-    times.sort_unstable();
-    let [p50_us, p99_us] = [500, 990].map(|permille| percentile::of(&times, permille) * 1e6);
+    let [p50_us, p99_us] = percentile::p50_p99_us(times);
     let per_second = f64::from(connections) / began.elapsed().as_secs_f64();
     let seen = Seen { requests: streams.len() as u64, per_second, p50_us, p99_us };
     Ok(Held { seen, _streams: streams })

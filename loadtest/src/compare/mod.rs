@@ -3,12 +3,14 @@
 mod hold;
 mod oha;
 mod plot;
+mod replay;
 mod report;
 mod scenario;
 mod spread;
 mod stage;
 mod stream;
 pub(crate) mod subjects;
+mod trace;
 
 use crate::program::Cost;
 use anyhow::Context as _;
@@ -44,9 +46,20 @@ pub(crate) struct Args {
     /// Also write `compare.json` and `compare.md` with its plots into this directory.
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
+    /// Also send this trace again: JSON lines as Mooncake's, or CSV as Azure's. It goes on for twenty times the seconds.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// How much faster than it came.
+    #[arg(long, value_name = "FACTOR", default_value_t = 20.0, value_parser = factor)]
+    speed: f64,
     /// The program to measure; otherwise the one beside this one.
     #[arg(long, value_name = "FILE")]
     turnpike: Option<PathBuf>,
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok().filter(|factor| (0.001..=1e6).contains(factor));
+    factor.ok_or_else(|| "expected 0.001 to 1000000".to_owned())
 }
 
 /// What oha can be told, and not so long that nobody waits for it.
@@ -63,6 +76,7 @@ pub(crate) fn threads() -> usize {
 /// Measures and prints.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let scenarios = match &args.scenarios[..] {
+        [] if args.trace.is_some() => Vec::new(),
         [] => Scenario::all()?,
         some => some.iter().map(|name| Scenario::find(name)).collect::<Result<_, _>>()?,
     };
@@ -82,11 +96,20 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
         // Before it has taken long to find out that it cannot be written.
         results.write(directory)?;
     }
+    if let Some(file) = &args.trace {
+        let trace = trace::read(file)?;
+        let (scenario, samples) = replay_all(&stage, args, file, &trace).await?;
+        results.add(scenario, samples);
+        if let Some(directory) = &args.out {
+            results.write(directory)?;
+        }
+        progress("the trace is measured");
+    }
     for scenario in scenarios {
         let bodies = stage.bodies(&scenario.request, args.seconds)?;
         let subjects: Vec<_> = scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)).collect();
         let mut samples = Vec::new();
-        for round in 0..=scenario.rounds(args.rounds) {
+        for round in u32::from(!scenario.warms_up())..=scenario.rounds(args.rounds) {
             let lasting = if round == 0 { WARM_UP } else { scenario.lasting(args.seconds) };
             for subject in &subjects {
                 let sample = one(&stage, &oha, scenario, *subject, (round, lasting, &bodies)).await;
@@ -102,6 +125,31 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
         progress(&format!("{} is measured", scenario.name));
     }
     Ok(results)
+}
+
+/// The trace, to each subject in turn.
+async fn replay_all(
+    stage: &Stage,
+    args: &Args,
+    file: &Path,
+    trace: &[trace::Arrival],
+) -> anyhow::Result<(Scenario, Vec<Sample>)> {
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let scenario = Scenario::of_trace(&name, args.speed);
+    let mut samples = Vec::new();
+    for round in 1..=scenario.rounds(args.rounds) {
+        for subject in scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)) {
+            let (address, key) = stage.way(subject, &scenario);
+            let before = stage.cost(subject)?;
+            let to = replay::To { address, key, model: scenario.request.model.clone() };
+            let terms = (scenario.lasting(args.seconds), args.speed, round);
+            let replayed = replay::replay(to, trace, terms).await;
+            let (seen, tokens) = replayed.with_context(|| format!("{subject:?}, {name}: {}", stage.logs()))?;
+            let cost = stage.cost(subject)?.zip(before).map(|(after, before)| after - before);
+            samples.push(Sample { tokens: Some(tokens), ..Sample::new(subject, round, seen, cost) });
+        }
+    }
+    Ok((scenario, samples))
 }
 
 /// One subject's turn.

@@ -161,6 +161,18 @@ impl Scenario {
         OWN.iter().map(|(name, text)| Self::parse(name, text)).collect()
     }
 
+    /// A trace that is sent again.
+    pub(crate) fn of_trace(name: &str, speed: f64) -> Self {
+        use SubjectName::{Edge, Haproxy, Nginx, Pingora};
+        Self {
+            name: name.to_owned(),
+            about: format!("The trace, {speed} times as fast as it came, on eight engines as fast as large GPUs"),
+            subjects: vec![Nginx, Haproxy, Pingora, Edge],
+            request: Ask { model: "sim-gpu".to_owned(), stream: true, ..Ask::of_instant(0) },
+            load: Load { connections: 0, rate: None, http2: false, hold: false, soak: true },
+        }
+    }
+
     /// One of these, or a file.
     pub(crate) fn find(name: &str) -> anyhow::Result<Self> {
         if let Some((name, text)) = OWN.iter().find(|(own, _)| *own == name) {
@@ -181,7 +193,12 @@ impl Scenario {
 
     /// How often it is measured, of so many times.
     pub(crate) const fn rounds(&self, rounds: u32) -> u32 {
-        if self.load.soak { 1 } else { rounds }
+        if self.load.soak || self.load.hold { 1 } else { rounds }
+    }
+
+    /// Whether a short round comes first that does not count. What is held goes on being accounted for afterwards.
+    pub(crate) const fn warms_up(&self) -> bool {
+        !self.load.hold
     }
 
     /// How long each time, where others take so many seconds.

@@ -53,9 +53,16 @@ pub(super) async fn measure(
         all.first.extend(first);
         all.between.extend(between);
     }
-    let Seen { first, between } = all;
-    let ([first_p50_us, first_p99_us], [between_p50_us, between_p99_us]) = (percentiles(first), percentiles(between));
-    Ok(Tokens { first_p50_us, first_p99_us, between_p50_us, between_p99_us })
+    Ok(Tokens::of(all.first, all.between))
+}
+
+impl Tokens {
+    /// Of all that was seen.
+    pub(super) fn of(first: Vec<Duration>, between: Vec<Duration>) -> Self {
+        let [first_p50_us, first_p99_us] = percentile::p50_p99_us(first);
+        let [between_p50_us, between_p99_us] = percentile::p50_p99_us(between);
+        Self { first_p50_us, first_p99_us, between_p50_us, between_p99_us }
+    }
 }
 
 async fn streams(address: SocketAddr, key: &str, ask: &Ask, from: u32, until: Instant) -> anyhow::Result<Seen> {
@@ -85,10 +92,4 @@ async fn streams(address: SocketAddr, key: &str, ask: &Ask, from: u32, until: In
         }
     }
     Ok(seen)
-}
-
-/// The middle, and what only one in a hundred is above; microseconds.
-fn percentiles(mut all: Vec<Duration>) -> [f64; 2] {
-    all.sort_unstable();
-    [500, 990].map(|permille| percentile::of(&all, permille) * 1e6)
 }
