@@ -28,8 +28,6 @@ const NOT_RECORDED: ErrorType = ErrorType::Custom("usage cannot be recorded");
 const METERING_PATIENCE: Duration = Duration::from_secs(30);
 /// So much of an answer is worth a write of its own, bytes.
 const MUCH: usize = 16 << 10;
-/// How often everything else on the thread has its turn before what has come in a burst goes on. Each costs a tenth of a write.
-const PATIENT_TURNS: u32 = 4;
 
 /// Waits until usage is recorded, within its patience.
 pub(crate) async fn recorded(written: Written) -> Result<()> {
@@ -136,11 +134,10 @@ impl Waiting<'_, '_> {
 async fn gather(node: &mut ToNode, piece: Bytes) -> Result<Bytes> {
     let is_enough = |node: &ToNode, length: usize| node.is_over() || length >= MUCH;
     // Copied only if more comes.
-    let (mut all, mut length, mut turns) = (BytesMut::new(), piece.len(), 0);
+    let (mut all, mut length) = (BytesMut::new(), piece.len());
     while !is_enough(node, length) {
         tokio::task::yield_now().await;
         let before = length;
-        turns += 1;
         while !is_enough(node, length)
             && let Some(more) = node.body_now()
         {
@@ -150,10 +147,7 @@ async fn gather(node: &mut ToNode, piece: Bytes) -> Result<Bytes> {
             all.extend_from_slice(&more?);
             length = all.len();
         }
-        // Where more came, more may be about to.
-        if length > before {
-            turns = 0;
-        } else if all.is_empty() || turns >= PATIENT_TURNS {
+        if length == before {
             break;
         }
     }

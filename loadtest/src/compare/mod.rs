@@ -142,7 +142,7 @@ async fn replay_all(
             let (address, key) = stage.way(subject, &scenario);
             let before = stage.cost(subject)?;
             let to = replay::To { address, key, model: scenario.request.model.clone() };
-            let terms = (scenario.lasting(args.seconds), args.speed, round);
+            let terms = (scenario.lasting(args.seconds), args.speed, samples.len());
             let replayed = replay::replay(to, trace, terms).await;
             let (seen, tokens) = replayed.with_context(|| format!("{subject:?}, {name}: {}", stage.logs()))?;
             let cost = stage.cost(subject)?.zip(before).map(|(after, before)| after - before);

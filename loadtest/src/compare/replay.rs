@@ -36,12 +36,11 @@ struct Reply {
     whole: Duration,
 }
 
-/// Sends what arrives within `lasting`, `speed` times as fast as it came. `round` makes prompts that are like no other differ
-/// from those of other rounds.
+/// Sends what arrives within `lasting`, `speed` times as fast as it came. No other `turn` has the same prompts.
 pub(super) async fn replay(
     to: To,
     trace: &[Arrival],
-    (lasting, speed, round): (Duration, f64, u32),
+    (lasting, speed, turn): (Duration, f64, usize),
 ) -> anyhow::Result<(Seen, Tokens)> {
     let (to, idle, began) = (Arc::new(to), Idle::default(), Instant::now());
     let mut running = JoinSet::new();
@@ -52,7 +51,7 @@ pub(super) async fn replay(
         }
         tokio::time::sleep_until((began + at).into()).await;
         let body = json!({"model": to.model, "stream": true, "max_tokens": arrival.answer_tokens, "temperature": 0,
-            "messages": [{"role": "user", "content": arrival.text(number + round as usize * trace.len())}]});
+            "messages": [{"role": "user", "content": arrival.text(turn, number)}]});
         running.spawn(ask(Arc::clone(&to), Arc::clone(&idle), body.to_string()));
     }
     ensure!(!running.is_empty(), "nothing arrives within {lasting:?}");

@@ -22,16 +22,17 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    /// Text of about the prompt's length. `number` tells it from all others where it is not said to be the same.
-    pub(super) fn text(&self, number: usize) -> String {
+    /// Text of about the prompt's length. `number` tells it from all others where it is not said to be the same, `turn` from
+    /// all of another turn, whose engines would know it already.
+    pub(super) fn text(&self, turn: usize, number: usize) -> String {
         let length = self.prompt_tokens * TOKEN_BYTES;
         let mut text = String::with_capacity(length + BLOCK_TOKENS * TOKEN_BYTES);
         for block in &self.blocks {
-            fill(&mut text, &format!("block {block:012}"), BLOCK_TOKENS * TOKEN_BYTES);
+            fill(&mut text, &format!("turn {turn:04} block {block:012}"), BLOCK_TOKENS * TOKEN_BYTES);
         }
         text.truncate(length);
         let left = length - text.len();
-        fill(&mut text, &format!("request {number:012}"), left.max(24));
+        fill(&mut text, &format!("turn {turn:04} request {number:012}"), left.max(32));
         text
     }
 }
@@ -131,10 +132,11 @@ mod tests {
             answer_tokens: 1,
             blocks: blocks.to_vec(),
         };
-        let (one, other) = (of(&[1, 2], 1_300).text(1), of(&[1, 3], 1_300).text(2));
+        let (one, other) = (of(&[1, 2], 1_300).text(1, 1), of(&[1, 3], 1_300).text(1, 2));
         assert_eq!((one.len(), one[..2_048] == other[..2_048]), (5_200, true));
         assert_ne!(one[2_048..4_096], other[2_048..4_096]);
-        assert_ne!(of(&[], 100).text(1), of(&[], 100).text(2));
-        assert!(of(&[1], 3).text(1).len() >= 12);
+        assert_ne!(of(&[], 100).text(1, 1), of(&[], 100).text(1, 2));
+        assert_ne!(of(&[1], 100).text(1, 1)[..50], of(&[1], 100).text(2, 1)[..50]);
+        assert!(of(&[1], 3).text(1, 1).len() >= 12);
     }
 }
