@@ -258,6 +258,14 @@ async fn poison_is_refused_within_a_second_and_no_request_fails() {
         refused.lines().find(|line| line.starts_with("turnpike_edge_pushes_refused_total")).unwrap().to_owned();
     assert!(refused.ends_with(" 10"), "{refused}");
 
+    // What is taken is written down beside the requests, a moment later.
+    let (routing, KeyDigest(digest)) = (fleet.path("edge-data").join("routing"), KeyDigest::of("7"));
+    eventually("what was taken last is on disk", async || {
+        let files = std::fs::read_dir(&routing).unwrap().filter_map(|file| std::fs::read(file.unwrap().path()).ok());
+        let is_there = files.into_iter().any(|bytes| bytes.windows(digest.len()).any(|part| part == digest));
+        if is_there { Ok(()) } else { Err(routing.display().to_string()) }
+    })
+    .await;
     // Nobody is left to tell it anything, and it starts again all the same.
     drop((send, recv, impostor));
     fleet.kill("edge");
