@@ -1,6 +1,6 @@
 //! Until when a node may take.
 
-use pingora::{Error, ErrorType};
+use pingora::ErrorType;
 use std::time::Instant;
 
 /// `None` is forever.
@@ -18,13 +18,28 @@ pub(crate) const LATE_END: ErrorType = ErrorType::Custom("the node did not end i
 impl Deadlines {
     /// What comes first of these and of a node's silence until `silent`, and what that is then.
     pub(crate) fn first(&self, silent: Instant) -> (Instant, ErrorType) {
-        let late = [(self.end, LATE_END), (self.first_byte, LATE_FIRST_BYTE), (Some(silent), ErrorType::ReadTimedout)];
+        let late = [(self.first_byte, LATE_FIRST_BYTE), (self.end, LATE_END)];
         let known = late.into_iter().filter_map(|(at, what)| Some((at?, what)));
-        known.min_by_key(|(at, _)| *at).unwrap_or((silent, ErrorType::ReadTimedout))
+        known.fold((silent, ErrorType::ReadTimedout), |first, other| if other.0 <= first.0 { other } else { first })
     }
+}
 
-    /// The error for a deadline that has passed.
-    pub(crate) fn passed(what: ErrorType) -> Box<Error> {
-        Error::new_up(what)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_passes_first_is_what_is_late() {
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let first = |first_byte: Option<u64>, end: Option<u64>| {
+            Deadlines { first_byte: first_byte.map(after), end: end.map(after) }.first(after(5))
+        };
+        assert_eq!(first(None, None), (after(5), ErrorType::ReadTimedout));
+        assert_eq!(first(Some(9), Some(9)), (after(5), ErrorType::ReadTimedout));
+        assert_eq!(first(Some(1), Some(2)), (after(1), LATE_FIRST_BYTE));
+        assert_eq!(first(Some(2), Some(1)), (after(1), LATE_END));
+        assert_eq!(first(Some(1), Some(1)), (after(1), LATE_END), "the end is for all tries");
     }
 }

@@ -8,7 +8,7 @@ use crate::journal::Written;
 use crate::reject::Reject;
 use crate::request::{Request, own_request_id, unix_ms};
 use crate::respond::{CHUNKED, REQUEST_ID};
-use crate::upstream::{Head, ToNode};
+use crate::upstream::Head;
 use crate::{meter, respond, rewrite};
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
@@ -92,7 +92,7 @@ async fn attempt(edge: &Arc<Edge>, client: &mut Client<'_>, request: &mut Reques
             Some(piece) => piece?,
             None => waiting.until(node.body()).await?,
         };
-        let piece = gather(&mut node, piece).await?;
+        let piece = node.gather(piece, MUCH).await;
         let (piece, written) = answer.pass(waiting.client, piece, node.is_over());
         if let Some(written) = written {
             recorded(written).await?;
@@ -124,34 +124,9 @@ impl Waiting<'_, '_> {
             biased;
             done = node => done,
             error = self.client.nobody_waits() => Err(error),
-            () = tokio::time::sleep_until(due.into()) => Err(Deadlines::passed(late)),
+            () = tokio::time::sleep_until(due.into()) => Err(Error::new_up(late)),
         }
     }
-}
-
-/// What is there together goes on together: a node that has many tokens ready sends each for itself. One that comes alone goes
-/// on as soon as everything else on this thread has had its turn.
-async fn gather(node: &mut ToNode, piece: Bytes) -> Result<Bytes> {
-    let is_enough = |node: &ToNode, length: usize| node.is_over() || length >= MUCH;
-    // Copied only if more comes.
-    let (mut all, mut length) = (BytesMut::new(), piece.len());
-    while !is_enough(node, length) {
-        tokio::task::yield_now().await;
-        let before = length;
-        while !is_enough(node, length)
-            && let Some(more) = node.body_now()
-        {
-            if all.is_empty() {
-                all.extend_from_slice(&piece);
-            }
-            all.extend_from_slice(&more?);
-            length = all.len();
-        }
-        if length == before {
-            break;
-        }
-    }
-    Ok(if all.is_empty() { piece } else { all.freeze() })
 }
 
 /// What a node is sent before the body, once it is recorded that it is asked.

@@ -94,10 +94,10 @@ pub(crate) fn head(client: &RequestHeader, forwarded: &Forwarded<'_>) -> BytesMu
     for part in [b"POST ", path.as_bytes(), b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
-    let nominated = client.headers.get(CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let nominated = || client.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     for (name, value) in &client.headers {
-        let is_nominated = || nominated.split(',').any(|other| other.trim().eq_ignore_ascii_case(name.as_str()));
-        if !stays_here(name) && (nominated.is_empty() || !is_nominated()) {
+        let is = |other: &str| other.trim().eq_ignore_ascii_case(name.as_str());
+        if !stays_here(name) && !nominated().any(|names| names.split(',').any(is)) {
             write_line(&mut out, name.as_str(), value.as_bytes());
         }
     }
@@ -192,7 +192,9 @@ mod tests {
             ("Cookie", "secret"),
             ("X-Forwarded-For", "1.2.3.4"),
             ("Connection", "close, X-Hop"),
+            ("Connection", "X-Other"),
             ("X-Hop", "secret"),
+            ("X-Other", "secret"),
             ("TE", "trailers"),
             ("x-turnpike-model", "another"),
             ("Content-Type", "application/json"),

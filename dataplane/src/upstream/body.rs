@@ -19,6 +19,8 @@ pub(super) enum Body {
     /// After the last chunk.
     Trailers,
     Over,
+    /// What follows is no body; what came before it has been taken.
+    Broken(Wrong),
 }
 
 impl From<Framing> for Body {
@@ -45,17 +47,26 @@ impl Body {
                 }
                 Ok(there.freeze())
             }
-            Self::ChunkSize | Self::Chunk(_) | Self::Trailers => self.take_chunks(buffer),
+            Self::Broken(wrong) => Err(wrong),
+            Self::ChunkSize | Self::Chunk(_) | Self::Trailers => {
+                // One chunk is not copied; what follows it is, behind it.
+                let mut taken = BytesMut::new();
+                if let Err(wrong) = self.take_chunks(buffer, &mut taken) {
+                    *self = Self::Broken(wrong);
+                }
+                match self {
+                    Self::Broken(wrong) if taken.is_empty() => Err(wrong),
+                    _ => Ok(taken.freeze()),
+                }
+            }
         }
     }
 
-    fn take_chunks(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Wrong> {
-        // One chunk is not copied; what follows it is, behind it.
-        let mut taken = BytesMut::new();
+    fn take_chunks(&mut self, buffer: &mut BytesMut, taken: &mut BytesMut) -> Result<(), Wrong> {
         loop {
             match self {
                 Self::ChunkSize => {
-                    let Some(line) = take_line(buffer)? else { break };
+                    let Some(line) = take_line(buffer)? else { return Ok(()) };
                     *self = match size(&line).ok_or("a chunk of no size")? {
                         0 => Self::Trailers,
                         size => Self::Chunk(size),
@@ -63,7 +74,7 @@ impl Body {
                 }
                 Self::Chunk(0) => {
                     if buffer.len() < 2 {
-                        break;
+                        return Ok(());
                     }
                     if !buffer.starts_with(b"\r\n") {
                         return Err("a chunk longer than it said");
@@ -73,11 +84,11 @@ impl Body {
                 }
                 Self::Chunk(left) => {
                     if buffer.is_empty() {
-                        break;
+                        return Ok(());
                     }
                     let piece = split_most(buffer, left);
                     if taken.is_empty() {
-                        taken = piece;
+                        *taken = piece;
                     } else {
                         taken.extend_from_slice(&piece);
                     }
@@ -85,12 +96,11 @@ impl Body {
                 Self::Trailers => match take_line(buffer)? {
                     Some(line) if line.is_empty() => *self = Self::Over,
                     Some(_) => {}
-                    None => break,
+                    None => return Ok(()),
                 },
-                Self::Over | Self::Length(_) | Self::UntilClose => break,
+                Self::Over | Self::Length(_) | Self::UntilClose | Self::Broken(_) => return Ok(()),
             }
         }
-        Ok(taken.freeze())
     }
 }
 
@@ -130,10 +140,10 @@ fn size(line: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// What comes of a body that is read in two parts.
+    /// What comes of a body that is read in two parts; what is wrong is told once what came before it was taken.
     fn read(framing: Framing, text: &[u8], cut: usize) -> Result<(Vec<u8>, Body, usize), Wrong> {
         let (mut body, mut buffer, mut taken) = (Body::from(framing), BytesMut::new(), Vec::new());
-        for part in [&text[..cut], &text[cut..]] {
+        for part in [&text[..cut], &text[cut..], &[]] {
             buffer.extend_from_slice(part);
             taken.extend_from_slice(&body.take(&mut buffer)?);
         }
@@ -163,6 +173,15 @@ mod tests {
         }
         assert_eq!(read(Framing::Chunked, b"0\r\n\r\nmore", 4), Ok((Vec::new(), Body::Over, 4)));
         assert_eq!(read(Framing::UntilClose, b"all", 1), Ok((b"all".to_vec(), Body::UntilClose, 0)));
+    }
+
+    #[test]
+    fn what_came_before_a_wrong_chunk_is_taken_first() {
+        let (mut body, mut buffer) = (Body::ChunkSize, BytesMut::from("2\r\nok\r\nnonsense\r\n"));
+        assert_eq!(body.take(&mut buffer), Ok(Bytes::from_static(b"ok")));
+        for _ in 0..2 {
+            assert!(body.take(&mut buffer).is_err(), "and it stays wrong");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) struct Connection<S> {
     /// What was read and not taken.
     buffer: BytesMut,
     body: Body,
+    /// Met while more was looked for: told once what came before it was taken.
+    failed: Option<Box<Error>>,
     keeps: bool,
 }
 
@@ -34,7 +36,7 @@ type Result<T> = std::result::Result<T, Box<Error>>;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, buffer: BytesMut::new(), body: Body::Over, keeps: true }
+        Self { stream, buffer: BytesMut::new(), body: Body::Over, failed: None, keeps: true }
     }
 
     /// Sends a request, head and body at once.
@@ -61,6 +63,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// The next part of the body, as much as there is; empty at its end. Dropped before it is there, nothing is lost.
     pub(crate) async fn body(&mut self) -> Result<Bytes> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         loop {
             let piece = self.body.take(&mut self.buffer).map_err(wrong)?;
             if !piece.is_empty() || self.is_over() {
@@ -78,6 +83,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The next part of the body if it is there already.
     pub(crate) fn body_now(&mut self) -> Option<Result<Bytes>> {
         self.body().now_or_never()
+    }
+
+    /// What is there together goes on together, up to about `enough` bytes: a node that has many tokens ready sends each for
+    /// itself. One that comes alone goes on as soon as everything else on this thread has had its turn.
+    pub(crate) async fn gather(&mut self, piece: Bytes, enough: usize) -> Bytes {
+        // Copied only if more comes.
+        let (mut all, mut length) = (BytesMut::new(), piece.len());
+        loop {
+            let before = length;
+            if !self.may_have_more(length, enough) {
+                break;
+            }
+            tokio::task::yield_now().await;
+            while self.may_have_more(length, enough)
+                && let Some(more) = self.body_now()
+            {
+                match more {
+                    Ok(more) => {
+                        all.extend_from_slice(if all.is_empty() { &piece } else { &[] });
+                        all.extend_from_slice(&more);
+                        length = all.len();
+                    }
+                    Err(error) => self.failed = Some(error),
+                }
+            }
+            if length == before {
+                break;
+            }
+        }
+        if all.is_empty() { piece } else { all.freeze() }
+    }
+
+    fn may_have_more(&self, length: usize, enough: usize) -> bool {
+        length < enough && !self.is_over() && self.failed.is_none()
     }
 
     /// Whether the answer has been read to its end.
@@ -139,6 +178,36 @@ mod tests {
         }
         drop(far);
         assert!(!connection.is_alive(), "it was closed");
+    }
+
+    #[tokio::test]
+    async fn what_is_there_together_is_one_piece_also_before_a_failure() {
+        for (rest, ends_well) in [("0\r\n\r\n", true), ("", false), ("nonsense\r\n", false)] {
+            let (near, mut far) = duplex(1 << 20);
+            let mut connection = Connection::new(near);
+            far.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n").await.unwrap();
+            connection.head().await.unwrap();
+            let first = connection.body().await.unwrap();
+            far.write_all(format!("1\r\nb\r\n{rest}").as_bytes()).await.unwrap();
+            drop(far);
+            assert_eq!(connection.gather(first, 1 << 10).await, "ab", "{rest}");
+            assert_eq!(connection.is_over(), ends_well, "{rest}");
+            assert_eq!(connection.body().await.is_ok(), ends_well, "{rest}");
+        }
+    }
+
+    #[tokio::test]
+    async fn enough_is_enough_and_one_that_comes_alone_does_not_wait() {
+        let (near, mut far) = duplex(1 << 20);
+        let mut connection = Connection::new(near);
+        far.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        connection.head().await.unwrap();
+        far.write_all(b"alone").await.unwrap();
+        let first = connection.body().await.unwrap();
+        assert_eq!(connection.gather(first, 1 << 10).await, "alone");
+        far.write_all(b"more").await.unwrap();
+        assert_eq!(connection.gather(Bytes::from_static(b"enough"), 6).await, "enough");
+        assert_eq!(connection.body().await.unwrap(), "more");
     }
 
     #[tokio::test]

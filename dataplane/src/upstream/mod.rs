@@ -10,4 +10,4 @@ mod pool;
 
 use connection::Connection;
 pub(crate) use head::{Head, is_for_one_hop};
-pub(crate) use pool::{Connector, ToNode};
+pub(crate) use pool::Connector;

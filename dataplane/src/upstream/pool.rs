@@ -24,7 +24,7 @@ const MOST: usize = 512;
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// A connection to a node.
-pub(crate) type ToNode = Connection<Either<TcpStream, TlsStream<TcpStream>>>;
+type ToNode = Connection<Either<TcpStream, TlsStream<TcpStream>>>;
 
 struct Idle {
     connection: ToNode,
