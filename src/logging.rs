@@ -13,8 +13,7 @@ pub(crate) struct Options {
         long,
         global = true,
         env = "RUST_LOG",
-        // Pingora logs a node's closing of an idle connection as an error; what fails for good is told where it is met.
-        default_value = "info,pingora_core::connectors=off",
+        default_value = "info",
         value_name = "FILTER",
         help_heading = "Logging"
     )]

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use std::sync::OnceLock;
 
 /// An event larger than this passes through uninspected.
 const MAX_EVENT: usize = 1 << 20;
@@ -112,11 +113,14 @@ impl Tap {
 pub struct JsonTap {
     pieces: Vec<Bytes>,
     length: usize,
+    /// Read once from the pieces so far.
+    usage: OnceLock<Option<Tokens>>,
 }
 
 impl JsonTap {
     fn keep(&mut self, chunk: Option<&Bytes>) {
         let Some(chunk) = chunk else { return };
+        self.usage.take();
         self.length += chunk.len();
         if self.length <= MAX_JSON {
             self.pieces.push(chunk.clone());
@@ -126,6 +130,10 @@ impl JsonTap {
     }
 
     fn usage(&self) -> Option<Tokens> {
+        *self.usage.get_or_init(|| self.read_usage())
+    }
+
+    fn read_usage(&self) -> Option<Tokens> {
         #[derive(Deserialize)]
         struct Answer {
             usage: Option<Usage>,

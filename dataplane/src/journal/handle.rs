@@ -243,6 +243,11 @@ impl Journal {
         self.shared.epoch
     }
 
+    /// Whether a record was written in this life.
+    pub(super) fn is_own(&self, seq: u64) -> bool {
+        seq >= self.shared.own_from
+    }
+
     pub(super) fn directory(&self) -> &Path {
         &self.shared.directory
     }

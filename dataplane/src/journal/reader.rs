@@ -1,8 +1,10 @@
 //! Reads the journal back for shipping, and deletes what has been stored elsewhere.
 
 use super::handle::Journal;
+use super::segment::Found;
 use super::{JournalError, io_error, recover, segment};
 use bytes::Bytes;
+use std::path::Path;
 use turnpike_config::EncodedEvent;
 
 /// Bytes looked at for one batch; several thousand records.
@@ -81,8 +83,8 @@ impl Reader {
             cursor = Cursor { seq: end, offset: cursor.offset + scan.good_bytes as u64, ..cursor };
             if end > first_seq {
                 let records = scan.records.iter().filter(|found| (first_seq..durable).contains(&found.seq));
-                let events =
-                    records.filter_map(|found| found.event().map(|event| EncodedEvent(bytes.slice_ref(event))));
+                let readable = records.filter(|found| self.journal.is_own(found.seq) || is_readable(found, &path));
+                let events = readable.filter_map(|found| Some(EncodedEvent(bytes.slice_ref(found.event()?))));
                 let (events, end_seq) = (events.collect(), end.min(durable));
                 // Records beyond what is durable are read again.
                 self.cursor = Some(if end <= durable { cursor } else { before });
@@ -110,4 +112,14 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// Whether this version can read a record that another may have written. What it cannot read, nobody else could either: it must
+/// not hold up what comes after it.
+fn is_readable(found: &Found<'_>, path: &Path) -> bool {
+    let is_readable = found.decode().is_some();
+    if !is_readable {
+        tracing::error!(segment = %path.display(), record = found.seq, "a usage record cannot be read and is not shipped");
+    }
+    is_readable
 }

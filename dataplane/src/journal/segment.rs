@@ -42,11 +42,26 @@ pub(super) fn header(epoch: u64, first_seq: u64) -> Vec<u8> {
 
 /// Appends a record to a buffer.
 pub(super) fn encode(seq: u64, record: &Record, out: &mut Vec<u8>) {
+    frame(seq, |payload| record.encode(payload), out);
+}
+
+/// Appends a record of any kind.
+#[cfg(test)]
+pub(super) fn encode_raw(seq: u64, kind: u8, payload: &[u8], out: &mut Vec<u8>) {
+    let write = |to: &mut Vec<u8>| {
+        to.extend_from_slice(payload);
+        kind
+    };
+    frame(seq, write, out);
+}
+
+/// `write` appends the payload and says its kind.
+fn frame(seq: u64, write: impl FnOnce(&mut Vec<u8>) -> u8, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; 8]);
     out.extend_from_slice(&seq.to_be_bytes());
     out.push(0);
-    out[start + 16] = record.encode(out);
+    out[start + 16] = write(out);
     let length = u32::try_from(out.len() - start - FRAME).unwrap_or(u32::MAX);
     let crc = crc32c::crc32c(&out[start + 8..]);
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());

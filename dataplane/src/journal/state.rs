@@ -97,6 +97,8 @@ pub(super) enum Trouble {
 pub(super) struct Shared {
     pub(super) directory: PathBuf,
     pub(super) epoch: u64,
+    /// Records from this number on are of this life: they can be read.
+    pub(super) own_from: u64,
     pub(super) max_bytes: u64,
     pub(super) position: watch::Sender<Position>,
     /// [`Position::is_sound`] for the request path, which takes no locks.
@@ -122,6 +124,7 @@ impl Shared {
         Self {
             directory: directory.to_owned(),
             epoch,
+            own_from: recovered.next_seq,
             max_bytes,
             position: watch::Sender::new(Position { durable: recovered.next_seq, ..Position::default() }),
             is_sound: AtomicBool::new(true),

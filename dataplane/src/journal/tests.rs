@@ -1,7 +1,7 @@
 //! The journal as its users see it, over several lives.
 
 use super::reader::Batch;
-use super::record::Record;
+use super::record::{self, Record};
 use super::segment::fixtures::{event, intent};
 use super::{Journal, JournalError, Opened, Reader, Written, segment};
 use std::fs::OpenOptions;
@@ -324,6 +324,25 @@ fn damage_inside_costs_the_records_it_hits_and_their_requests_are_orphans() {
     assert_eq!(opened.journal.position().borrow().durable, 6, "numbering goes on");
     close(opened);
     assert_eq!(ship_all(directory.path()), [0, 2]);
+}
+
+/// What another version wrote and this one cannot read costs itself alone: what follows is shipped.
+#[test]
+fn a_record_that_cannot_be_read_holds_up_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path());
+    record(&opened.journal, event(1));
+    close(opened);
+    let path = segment::path(directory.path(), 0);
+    let mut strange = Vec::new();
+    segment::encode_raw(1, record::FINAL, b"from the future", &mut strange);
+    let length = std::fs::metadata(&path).unwrap().len();
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&strange, length).unwrap();
+    let opened = open(directory.path());
+    assert_eq!(opened.journal.position().borrow().durable, 2, "it has had its number");
+    record(&opened.journal, event(3));
+    close(opened);
+    assert_eq!(ship_all(directory.path()), [1, 3]);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod charges;
 mod clock;
 #[cfg(test)]
 mod contract;
+mod headers;
 mod held;
 mod known;
 mod ledger;
@@ -21,7 +22,8 @@ mod share;
 mod simulation;
 mod subject;
 
-pub(crate) use charges::{Charges, LimitState, Need, Refused, Within, headers, states};
+pub(crate) use charges::{Charges, LimitState, Need, Refused, Within, states};
+pub(crate) use headers::headers;
 pub(crate) use limiter::{Limiter, Terms};
 pub(crate) use memory::Memory;
 pub(crate) use share::Kind;

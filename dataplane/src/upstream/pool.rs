@@ -115,3 +115,97 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::{Snapshot, fixtures};
+    use bytes::{Bytes, BytesMut};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use turnpike_config::{Change, NodeRecord};
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// A port, and the node that is there.
+    async fn node() -> (TcpListener, Arc<Node>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut routing = fixtures::routing();
+        let record = routing.nodes.get("a").unwrap().clone();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        routing.apply(Change::PutNode(NodeRecord { url, ..record }));
+        let snapshot = fixtures::after(&Snapshot::default(), &routing).unwrap().snapshot;
+        (listener, Arc::clone(snapshot.node("a").unwrap()))
+    }
+
+    fn connector() -> Connector {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        Connector::new(config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth())
+    }
+
+    /// Asks, and has an answer by the other end.
+    async fn exchange(connection: &mut ToNode, far: &mut TcpStream, answer: &[u8]) {
+        connection.send(BytesMut::from("ask"), Bytes::new()).await.unwrap();
+        far.read_exact(&mut [0; 3]).await.unwrap();
+        far.write_all(answer).await.unwrap();
+        connection.head().await.unwrap();
+        while !connection.is_over() {
+            connection.body().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_as_long_as_its_node_keeps_it() {
+        let (listener, node) = node().await;
+        let connector = connector();
+        let mut connection = connector.connect(&node, PATIENCE).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        for _ in 0..3 {
+            exchange(&mut connection, &mut far, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
+            connector.release(&node, connection);
+            // The same one: nobody else connects.
+            connection = connector.connect(&node, PATIENCE).await.unwrap();
+        }
+        exchange(&mut connection, &mut far, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+        connector.release(&node, connection);
+        let mut connection = connector.connect(&node, PATIENCE).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        exchange(&mut connection, &mut far, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        drop(far);
+        let is_seen = async {
+            while connection.is_alive() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, is_seen).await.unwrap();
+        connector.release(&node, connection);
+        let _connection = connector.connect(&node, PATIENCE).await.unwrap();
+        listener.accept().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_old_or_of_another_name_is_not_used_and_goes() {
+        let (_listener, node) = node().await;
+        let mut pool = Pool::default();
+        let now = Instant::now();
+        let fresh = async || connector().new_connection(&node, PATIENCE).await.unwrap();
+        pool.put(&node, fresh().await, now);
+        assert!(pool.take(&node, now + IDLE).is_none(), "too old");
+        pool.put(&node, fresh().await, now);
+        pool.nodes.get_mut(&node.address).unwrap()[0].tls_name = Some("another".to_owned());
+        assert!(pool.take(&node, now).is_none(), "another's");
+        pool.put(&node, fresh().await, now);
+        pool.put(&node, fresh().await, now + IDLE);
+        assert_eq!(pool.nodes[&node.address].len(), 1, "the old one went");
+        assert!(pool.take(&node, now + IDLE).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_not_there_is_an_error_of_the_node() {
+        let (listener, node) = node().await;
+        drop(listener);
+        let error = connector().connect(&node, PATIENCE).await.err().unwrap();
+        assert_eq!(error.esource(), &pingora::ErrorSource::Upstream);
+    }
+}
