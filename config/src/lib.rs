@@ -38,5 +38,5 @@ pub use node_url::NodeUrl;
 pub use records::{KeyRecord, ModelRecord, NodeRecord, NodeState, OrgRecord, Permissions};
 pub use route::{RouteId, RoutePolicy, RouteRecord};
 pub use routing::Routing;
-pub use tap::Tap;
+pub use tap::{Tap, is_good_end};
 pub use validate::World;

@@ -4,9 +4,14 @@
 //! Bytes pass in whole events, which is all a client can use; within that nothing waits and, on the usual path, nothing
 //! is copied or parsed.
 
-use crate::Tokens;
+mod document;
+
+pub use document::is_good_end;
+
+use crate::{Endpoint, Tokens};
 use bytes::{Bytes, BytesMut};
-use memchr::memmem;
+use document::Document;
+use memchr::{memmem, memrchr_iter};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::sync::OnceLock;
@@ -85,7 +90,7 @@ impl Tap {
     /// The engine's own count, if it came.
     pub fn usage(&self) -> Option<Tokens> {
         match self {
-            Self::Json(tap) => tap.usage(),
+            Self::Json(tap) => tap.document().usage,
             // Some engines count along; only what comes last is the count.
             Self::Stream(tap) => tap.usage.filter(|_| tap.done || tap.usage_is_last),
         }
@@ -99,6 +104,14 @@ impl Tap {
         }
     }
 
+    /// Whether a JSON document is an answer without an error, with all that its endpoint gives.
+    pub fn is_whole_document(&self, endpoint: Endpoint) -> bool {
+        match self {
+            Self::Json(tap) => tap.document().is_whole(endpoint),
+            Self::Stream(_) => false,
+        }
+    }
+
     /// Whether the answer ended as its format demands.
     pub fn is_complete(&self) -> bool {
         match self {
@@ -108,19 +121,19 @@ impl Tap {
     }
 }
 
-/// Keeps a JSON answer's pieces (reference-counted, not copied) to read its usage once it is over.
+/// Keeps a JSON answer's pieces (reference-counted, not copied) to read them once it is over.
 #[derive(Debug, Default)]
 pub struct JsonTap {
     pieces: Vec<Bytes>,
     length: usize,
     /// Read once from the pieces so far.
-    usage: OnceLock<Option<Tokens>>,
+    document: OnceLock<Document>,
 }
 
 impl JsonTap {
     fn keep(&mut self, chunk: Option<&Bytes>) {
         let Some(chunk) = chunk else { return };
-        self.usage.take();
+        self.document.take();
         self.length += chunk.len();
         if self.length <= MAX_JSON {
             self.pieces.push(chunk.clone());
@@ -129,20 +142,11 @@ impl JsonTap {
         }
     }
 
-    fn usage(&self) -> Option<Tokens> {
-        *self.usage.get_or_init(|| self.read_usage())
-    }
-
-    fn read_usage(&self) -> Option<Tokens> {
-        #[derive(Deserialize)]
-        struct Answer {
-            usage: Option<Usage>,
-        }
-        let answer: Answer = match self.pieces.as_slice() {
-            [whole] => serde_json::from_slice(whole).ok()?,
-            pieces => serde_json::from_slice(&pieces.concat()).ok()?,
-        };
-        answer.usage.map(Tokens::from)
+    fn document(&self) -> &Document {
+        self.document.get_or_init(|| match self.pieces.as_slice() {
+            [whole] => Document::read(whole),
+            pieces => Document::read(&pieces.concat()),
+        })
     }
 }
 
@@ -260,9 +264,8 @@ fn data_lines(events: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// End of the last whole event: events end with an empty line, after LF or CRLF.
 fn last_event_end(data: &[u8]) -> Option<usize> {
-    let lf = memmem::rfind(data, b"\n\n").map(|at| at + 2);
-    let crlf = memmem::rfind(data, b"\n\r\n").map(|at| at + 3);
-    lf.max(crlf)
+    let ends = |at: &usize| matches!(&data[..*at], [.., b'\n'] | [.., b'\n', b'\r']);
+    memrchr_iter(b'\n', data).find(ends).map(|at| at + 1)
 }
 
 fn first_event_end(data: &[u8]) -> Option<usize> {

@@ -13,7 +13,7 @@ use crate::reuse::{Reuse, reuse};
 use crate::size::{Size, to_u32};
 use crate::{auth, respond, shadow};
 use bytes::Bytes;
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub(crate) enum Admitted {
 /// Runs the stages. A refusal is for the caller to write.
 pub(crate) async fn admit(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -> Result<Admitted, Reject> {
     // A client that does not read must not hold on to anything.
-    session.downstream_session.set_write_timeout(Some(CLIENT_PATIENCE));
+    session.set_write_timeout(Some(CLIENT_PATIENCE));
     let head = session.req_header();
     request.request_id = request_id(head.headers.get(headers::REQUEST_ID).and_then(|v| v.to_str().ok()), request.id);
     let target = ingress::target(&head.method, head.uri.path())?;

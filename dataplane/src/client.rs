@@ -3,7 +3,7 @@
 use crate::cache::Audience;
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use pingora::{Error, ErrorType, Result};
 use std::pin::pin;
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl<'a> Client<'a> {
     pub(crate) async fn nobody_waits(&mut self) -> Box<Error> {
         if !self.has_left {
             // Nothing is left to read: this ends when he goes away.
-            let error = match self.session.downstream_session.read_body_or_idle(true).await {
+            let error = match self.session.read_body_or_idle(true).await {
                 Ok(_) => gone(),
                 Err(error) => error.into_down(),
             };
@@ -55,7 +55,7 @@ impl<'a> Client<'a> {
 
     /// Writes the head.
     pub(crate) async fn begin(&mut self, head: Box<ResponseHeader>) -> Result<()> {
-        self.write(async |session| session.write_response_header(head, false).await).await
+        self.write(async |session| session.write_response_header(head).await).await
     }
 
     /// Writes what comes next, and the end.
@@ -63,13 +63,13 @@ impl<'a> Client<'a> {
         if piece.is_none() && !end {
             return Ok(());
         }
-        self.write(async |session| session.write_response_body(piece, end).await).await
+        self.write(async |session| session.write_response_body(piece.unwrap_or_default(), end).await).await
     }
 
     /// After the end. A client who has not had everything loses his connection, so that it does not look as if he had.
     pub(crate) async fn leave(&mut self) {
         if self.has_left {
-            self.session.downstream_session.shutdown().await;
+            self.session.shutdown().await;
         }
     }
 

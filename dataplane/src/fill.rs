@@ -1,14 +1,12 @@
 //! Keeps a node's answer as it passes, for those who ask the same now and later.
 
-use crate::cache::{
-    Audience, Fence, LeaderGuard, MAX_BODY, ResponseCache, StoredAnswer, Wanted, is_complete_json, is_complete_stream,
-};
+use crate::cache::{Audience, Fence, LeaderGuard, MAX_BODY, ResponseCache, StoredAnswer, Wanted, is_complete_stream};
 use crate::upstream::Head;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use std::sync::Arc;
-use turnpike_config::{CacheKey, Endpoint, Tokens};
+use turnpike_config::{CacheKey, Endpoint, Tap, Tokens};
 
 /// An answer on its way into the cache. Dropped before its end, it leaves nothing, and who waits for it goes on alone.
 pub(crate) struct Fill {
@@ -76,9 +74,9 @@ impl Fill {
     }
 
     /// The answer is over: keeps it if it is whole. `purged_at_ms`: when it was last purged, by the newest routing.
-    pub(crate) fn finish(mut self, usage: Option<Tokens>, cache: &ResponseCache, purged_at_ms: u64, now_ms: u64) {
+    pub(crate) fn finish(mut self, tap: &Tap, cache: &ResponseCache, purged_at_ms: u64, now_ms: u64) {
         let leader = self.leader.take();
-        let Some(answer) = self.whole(usage) else {
+        let Some(answer) = self.whole(tap) else {
             if let Some(leader) = leader {
                 leader.over();
             }
@@ -94,13 +92,13 @@ impl Fill {
     }
 
     /// The answer, if it is one that can be given again.
-    fn whole(&mut self, usage: Option<Tokens>) -> Option<Arc<StoredAnswer>> {
+    fn whole(&mut self, tap: &Tap) -> Option<Arc<StoredAnswer>> {
         let body = self.body.take()?;
         // Moderations have no usage.
-        let usage = usage.or_else(|| (self.endpoint == Endpoint::Moderation).then(Tokens::default))?;
+        let usage = tap.usage().or_else(|| (self.endpoint == Endpoint::Moderation).then(Tokens::default))?;
         // Copied, so that what is kept is no slice of a larger buffer.
         let whole = body.pieces.concat();
-        let complete = if body.streamed { is_complete_stream(&whole) } else { is_complete_json(&whole, self.endpoint) };
+        let complete = if body.streamed { is_complete_stream(&whole) } else { tap.is_whole_document(self.endpoint) };
         complete.then(|| {
             Arc::new(StoredAnswer {
                 stored_at_ms: self.asked_at_ms,

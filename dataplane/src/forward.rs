@@ -13,7 +13,7 @@ use crate::{meter, respond, rewrite};
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, TRANSFER_ENCODING};
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -223,11 +223,10 @@ impl Answer<'_> {
             piece = tap.pass(piece, end);
         }
         dispatch.client_left = client.has_left();
-        if end && let Some(fill) = dispatch.fill.take() {
-            let usage = dispatch.tap.as_ref().and_then(Tap::usage);
+        if end && let (Some(fill), Some(tap)) = (dispatch.fill.take(), &dispatch.tap) {
             // What was purged meanwhile was asked for too early.
             let purged = self.edge.snapshot.load().purged_at_ms(fill.key());
-            fill.finish(usage, &self.edge.cache, purged, unix_ms());
+            fill.finish(tap, &self.edge.cache, purged, unix_ms());
         }
         // A client may leave at `[DONE]`: that is the end for it, whatever follows.
         let is_done = dispatch.tap.as_ref().is_some_and(|tap| matches!(tap, Tap::Stream(_)) && tap.is_complete());

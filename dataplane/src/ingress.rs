@@ -4,7 +4,7 @@ use crate::reject::Reject;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, Method};
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::ops::Range;
@@ -302,6 +302,20 @@ mod tests {
         assert!(matches!(peek(br#"{"model":7}"#), Err(Reject::InvalidParameter { name: "model", .. })));
         let odd = peek(br#"{"model":"m","max_tokens":"7"}"#);
         assert!(matches!(odd, Err(Reject::InvalidParameter { name: "max_tokens", .. })));
+        for no_json in [
+            r#"{"model":"m"}{}"#,
+            r#"{"model":"m",}"#,
+            r#"{"model":"m","a" 1}"#,
+            r#"{"model":"m","a":01}"#,
+            r#"{"model":"m","a":+1}"#,
+            r#"{"model":"m","a":nul}"#,
+            r#"{"model":"m","a":[NaN]}"#,
+            r#"{"model":"m","a":{"b":1 "c":2}}"#,
+            r#"{"model":"m","a":"\q"}"#,
+            "{\"model\":\"m\",\"a\":\"\t\"}",
+        ] {
+            assert!(matches!(peek(no_json.as_bytes()), Err(Reject::InvalidJson { .. })), "{no_json}");
+        }
         for n in ["-1", "0", "129"] {
             let odd = peek(format!(r#"{{"model":"m","n":{n}}}"#).as_bytes());
             assert!(matches!(odd, Err(Reject::InvalidParameter { name: "n", .. })), "{n}");

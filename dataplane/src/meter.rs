@@ -6,7 +6,7 @@ use crate::limit::micros;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, Served};
 use http::header::USER_AGENT;
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use pingora::{Error, ErrorSource};
 use std::time::{Duration, Instant};
 use turnpike_config::{Endpoint, RequestStatus, Tap, Tokens, UsageEvent, Usd};

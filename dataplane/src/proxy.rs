@@ -1,4 +1,4 @@
-//! Pingora's phases, each handing over to the stage that belongs there. Pingora reads requests and writes answers; what comes
+//! A request from its head to its outcome, handed from stage to stage. Pingora reads requests and writes answers; what comes
 //! between, nodes included, is ours.
 
 use crate::admit::{Admitted, admit};
@@ -7,62 +7,72 @@ use crate::forward::{self, forward};
 use crate::request::Request;
 use crate::{ingress, meter, respond};
 use async_trait::async_trait;
-use pingora::modules::http::HttpModules;
-use pingora::prelude::HttpPeer;
-use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use http::Method;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::protocols::http::ServerSession as Session;
+use pingora::server::ShutdownWatch;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::sync::Arc;
 use turnpike_config::Tap;
 
-/// The edge as Pingora sees it.
+/// The edge as Pingora's server sees it.
 pub(crate) struct Proxy {
-    pub(crate) edge: Arc<Edge>,
+    edge: Arc<Edge>,
+    options: HttpServerOptions,
 }
 
-#[async_trait]
-impl ProxyHttp for Proxy {
-    type CTX = Request;
-
-    fn new_ctx(&self) -> Request {
-        Request::begin(&self.edge)
+impl Proxy {
+    pub(crate) fn new(edge: Arc<Edge>) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        Self { edge, options }
     }
 
-    fn init_downstream_modules(&self, _modules: &mut HttpModules) {
-        // None: compressing token streams costs more than it saves, and delays them.
+    /// Sees to one request, and to its outcome. Of an error, the client has been told where that was possible; his connection
+    /// is of no further use.
+    async fn serve(&self, session: &mut Session) -> Result<()> {
+        let mut request = Request::begin(&self.edge);
+        let served = self.answer(session, &mut request).await;
+        if let Err(error) = &served {
+            self.fail(session, error, &mut request).await;
+        }
+        if let Some(dispatch) = request.dispatch() {
+            dispatch.assignment = None;
+        }
+        if request.metered.is_none() {
+            self.edge.metrics.unmetered.inc();
+        }
+        // Unless its answer was complete, the request ends here.
+        drop(meter::conclude(&self.edge, session, &mut request, 0, served.as_ref().err().map(|error| &**error)));
+        served
     }
 
-    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
+    async fn answer(&self, session: &mut Session, request: &mut Request) -> Result<()> {
         match admit(&self.edge, session, request).await {
-            Ok(Admitted::Dispatch) => forward(&self.edge, session, request).await.map(|()| true),
-            Ok(Admitted::Answered) => Ok(true),
+            Ok(Admitted::Dispatch) => forward(&self.edge, session, request).await,
+            Ok(Admitted::Answered) => Ok(()),
             Err(reject) => {
                 ingress::discard_body(session).await;
                 let written = respond::reject(session, request, &reject, self.edge.now_ns()).await;
                 request.reject = Some(reject);
-                written.map(|()| true).map_err(|e| e.into_down())
+                written.map_err(Error::into_down)
             }
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, _request: &mut Request) -> Result<Box<HttpPeer>> {
-        // Every request is answered before Pingora would ask.
-        Err(Error::new(ErrorType::InternalError))
-    }
-
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, request: &mut Request) -> FailToProxy {
-        let ended = FailToProxy { error_code: 0, can_reuse_downstream: false };
+    /// Tells the client of a failure, as far as he can still be told.
+    async fn fail(&self, session: &mut Session, error: &Error, request: &mut Request) {
         if matches!(error.esource(), ErrorSource::Downstream) {
-            return ended;
+            return;
         }
         let reject = request.reject.take().unwrap_or_else(|| forward::reason(error));
-        let answer = reject.answer();
         let streams = request.dispatch().is_some_and(|d| matches!(d.tap, Some(Tap::Stream(_))));
         let written = if session.response_written().is_none() {
             // Its connection is closed afterwards, and must not look as if another request could be sent on it.
             session.set_keepalive(None);
             respond::reject(session, request, &reject, self.edge.now_ns()).await
         } else if streams {
-            respond::stream_error(session, &answer).await
+            respond::stream_error(session, &reject.answer()).await
         } else {
             // A JSON answer that breaks off: closing the connection is the only way left to say so.
             Ok(())
@@ -71,22 +81,54 @@ impl ProxyHttp for Proxy {
             tracing::debug!(%error, "the client left before it could be told of a failure");
         }
         request.reject = Some(reject);
-        FailToProxy { error_code: answer.status.as_u16(), ..ended }
+    }
+}
+
+#[async_trait]
+impl HttpServerApp for Proxy {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: Session,
+        stopping: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        if !has_request(&mut session, stopping).await {
+            return None;
+        }
+        if *stopping.borrow() {
+            session.set_keepalive(None);
+        }
+        self.serve(&mut session).await.ok()?;
+        let settings = HttpPersistentSettings::for_session(&session);
+        let kept = session.finish().await.ok().flatten()?;
+        Some(ReusedHttpStream::from_reusable_stream(kept, settings))
     }
 
-    fn suppress_error_log(&self, _session: &Session, _request: &Request, _error: &Error) -> bool {
-        // The outcome is logged once, by the meter.
-        true
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
     }
+}
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
-        if let Some(dispatch) = request.dispatch() {
-            dispatch.assignment = None;
+/// Waits for the head of a request. A connection on which none comes is closed, also when the edge stops.
+async fn has_request(session: &mut Session, stopping: &ShutdownWatch) -> bool {
+    let mut stopping = stopping.clone();
+    let read = tokio::select! {
+        biased;
+        read = session.read_request() => read,
+        _ = stopping.wait_for(|stops| *stops) => return false,
+    };
+    let refusal = match read {
+        // How a tunnel's requests are framed is another matter.
+        Ok(true) if session.req_header().method == Method::CONNECT => 405,
+        Ok(is_there) => return is_there,
+        Err(error) if matches!(error.etype(), ErrorType::InvalidHTTPHeader) => 400,
+        Err(error) => {
+            tracing::debug!(%error, "a connection broke off");
+            return false;
         }
-        if request.metered.is_none() {
-            self.edge.metrics.unmetered.inc();
-        }
-        // Unless its answer was complete, the request ends here.
-        drop(meter::conclude(&self.edge, session, request, 0, error));
+    };
+    if let Err(error) = session.respond_error(refusal).await {
+        tracing::debug!(%error, "the client left before it could be told what is wrong with his request");
     }
+    session.shutdown().await;
+    false
 }

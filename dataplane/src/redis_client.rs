@@ -7,7 +7,7 @@ use crate::settings::RedisSettings;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::{Client, Cmd, FromRedisValue, Pipeline, RedisError, TlsCertificates, ToRedisArgs, Value};
+use redis::{Client, Cmd, FromRedisValue, RedisError, TlsCertificates, ToRedisArgs, Value};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -164,41 +164,24 @@ impl RedisClient {
 }
 
 impl RedisClient {
-    /// Runs a script many times, in one message where there is one server. All have run if it succeeds.
-    pub(crate) async fn run_all<const K: usize, const A: usize>(
-        &self,
-        script: &Script,
-        calls: &[Call<K, A>],
-    ) -> Result<(), RedisError> {
-        if !self.is_cluster() {
-            let mut pipeline = redis::pipe();
-            for call in calls {
-                pipeline.add_command(script.command("EVALSHA", &script.digest, &call.keys, &call.arguments)).ignore();
+    /// Runs commands, in one message where there is one server. All have run if it succeeds.
+    pub(crate) async fn query_all(&self, commands: Vec<Cmd>) -> Result<(), RedisError> {
+        let mut connection = match self {
+            Self::Single(server) => server.connection.clone(),
+            Self::Threads(server) => server.of_thread()?,
+            Self::Cluster(_) => {
+                for command in &commands {
+                    self.query::<Value>(command).await?;
+                }
+                return Ok(());
             }
-            match self.query_all(&pipeline).await {
-                Err(error) if error.code() == Some("NOSCRIPT") => {}
-                result => return result,
-            }
+        };
+        let mut pipeline = redis::pipe();
+        for command in commands {
+            pipeline.add_command(command).ignore();
         }
-        for call in calls {
-            self.run::<Value>(script, &call.keys, &call.arguments).await?;
-        }
-        Ok(())
+        pipeline.query_async(&mut connection).await
     }
-
-    async fn query_all(&self, pipeline: &Pipeline) -> Result<(), RedisError> {
-        match self {
-            Self::Single(server) => pipeline.query_async(&mut server.connection.clone()).await,
-            Self::Threads(server) => pipeline.query_async(&mut server.of_thread()?).await,
-            Self::Cluster(lazy) => pipeline.query_async(&mut lazy.connect().await?).await,
-        }
-    }
-}
-
-/// What a script is run with.
-pub(crate) struct Call<const K: usize, const A: usize> {
-    pub(crate) keys: [String; K],
-    pub(crate) arguments: [Vec<u8>; A],
 }
 
 fn certificates(settings: &RedisSettings) -> Result<Option<TlsCertificates>, BadRedis> {

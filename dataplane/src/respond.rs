@@ -11,7 +11,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora::Result;
 use pingora::http::ResponseHeader;
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use turnpike_config::CacheStatus;
@@ -99,7 +99,7 @@ pub(crate) async fn stream_error(session: &mut Session, answer: &Answer) -> Resu
     let mut event = b"data: ".to_vec();
     event.extend(answer.body());
     event.extend_from_slice(b"\n\n");
-    session.write_response_body(Some(Bytes::from(event)), true).await
+    session.write_response_body(Bytes::from(event), true).await
 }
 
 /// `GET /v1/models`
@@ -162,6 +162,6 @@ pub(crate) fn head(status: StatusCode, headers: HeaderMap) -> Box<ResponseHeader
 async fn json_body(session: &mut Session, status: StatusCode, mut headers: HeaderMap, body: Vec<u8>) -> Result<()> {
     headers.insert(CONTENT_TYPE, JSON);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-    session.write_response_header(head(status, headers), false).await?;
-    session.write_response_body(Some(Bytes::from(body)), true).await
+    session.write_response_header(head(status, headers)).await?;
+    session.write_response_body(Bytes::from(body), true).await
 }

@@ -12,7 +12,7 @@ use crate::request::{Cached, Metered, Request, Served};
 use crate::{meter, respond};
 use bytes::Bytes;
 use listen::Heard;
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnpike_config::{CacheStatus, Tokens, headers};
@@ -191,7 +191,7 @@ impl Seeker<'_> {
         };
         if written.is_err() {
             // It must not look as if the answer had ended.
-            self.session.downstream_session.shutdown().await;
+            self.session.shutdown().await;
         }
         // A client that left is no error of ours: what he has had is in the books.
         self.served()?.complete = written.is_ok();
@@ -216,17 +216,17 @@ impl Seeker<'_> {
         let length = body.len();
         self.write_head(streamed, Some(length)).await?;
         self.account(length).await?;
-        self.session.write_response_body(Some(body), true).await
+        self.session.write_response_body(body, true).await
     }
 
     async fn write_paced(&mut self, pieces: Vec<Bytes>) -> pingora::Result<()> {
         self.write_head(true, None).await?;
         for piece in pieces {
-            self.session.write_response_body(Some(piece), false).await?;
+            self.session.write_response_body(piece, false).await?;
             tokio::time::sleep(PACE).await;
         }
         self.account(0).await?;
-        self.session.write_response_body(None, true).await
+        self.session.write_response_body(Bytes::new(), true).await
     }
 
     /// An answer that costs something is in the journal before its last `unsent` bytes go out.
@@ -245,7 +245,7 @@ impl Seeker<'_> {
 
     async fn write_head(&mut self, streamed: bool, length: Option<usize>) -> pingora::Result<()> {
         let head = respond::reused_head(self.request, streamed, length, self.edge.now_ns());
-        self.session.write_response_header(head, false).await?;
+        self.session.write_response_header(head).await?;
         if let Ok(served) = self.served() {
             served.first_byte_at = Some(Instant::now());
         }

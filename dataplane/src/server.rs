@@ -5,12 +5,11 @@ use crate::edge::Edge;
 use crate::proxy::Proxy;
 use crate::settings::Settings;
 use async_trait::async_trait;
-use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::apps::ServerApp;
 use pingora::listeners::ListenerConfig;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::listening::Service;
@@ -49,12 +48,8 @@ pub(crate) fn run(edge: &Arc<Edge>, client_tls: Option<TlsSettings>, stop: Cance
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
 
-    let mut proxy = http_proxy(&server.configuration, Proxy { edge: Arc::clone(edge) });
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    proxy.server_options = Some(options);
     let app = CappedApp {
-        proxy: Arc::new(proxy),
+        proxy: Arc::new(Proxy::new(Arc::clone(edge))),
         free: Semaphore::new(settings.limits.max_connections),
         edge: Arc::clone(edge),
     };
@@ -71,7 +66,7 @@ pub(crate) fn run(edge: &Arc<Edge>, client_tls: Option<TlsSettings>, stop: Cance
 
 /// The proxy with a cap on open connections.
 struct CappedApp {
-    proxy: Arc<HttpProxy<Proxy>>,
+    proxy: Arc<Proxy>,
     free: Semaphore,
     edge: Arc<Edge>,
 }
@@ -84,10 +79,6 @@ impl ServerApp for CappedApp {
             return None;
         };
         self.proxy.process_new(stream, shutdown).await
-    }
-
-    async fn cleanup(&self) {
-        ServerApp::cleanup(&*self.proxy).await;
     }
 }
 

@@ -14,7 +14,7 @@ use crate::size::{Size, to_u32};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession as Session;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -1,15 +1,12 @@
-//! Whether an answer is whole, so that it may be given again.
+//! Whether a stream is whole, so that it may be given again.
 
-use crate::cache::json::{Fields, read};
 use crate::cache::sse::{self, Data};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use turnpike_config::Endpoint;
-
-/// Ends that engines report when they gave up.
-const BROKEN_OFF: [&str; 4] = ["abort", "aborted", "cancelled", "error"];
+use turnpike_config::is_good_end;
 
 #[derive(Deserialize)]
 struct Chunk<'a> {
@@ -24,6 +21,14 @@ struct Choice<'a> {
     index: u64,
     #[serde(borrow)]
     finish_reason: Option<Reason<'a>>,
+    #[serde(borrow)]
+    delta: Option<Delta<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
 }
 
 /// Copied only if it has escapes.
@@ -33,7 +38,30 @@ struct Reason<'a>(#[serde(borrow)] Cow<'a, str>);
 impl Choice<'_> {
     /// `None`: goes on. `Some(false)`: broken off.
     fn end(&self) -> Option<bool> {
-        self.finish_reason.as_ref().map(|Reason(reason)| !reason.is_empty() && !BROKEN_OFF.contains(&&**reason))
+        self.finish_reason.as_ref().map(|Reason(reason)| is_good_end(reason))
+    }
+}
+
+/// An event that was read, around the text that a model says in it. Most events of a stream differ by that alone.
+struct Pattern<'a> {
+    before: &'a [u8],
+    after: &'a [u8],
+}
+
+impl<'a> Pattern<'a> {
+    /// `None` if the event has no such text.
+    fn of(event: &'a [u8], chunk: &Chunk<'a>) -> Option<Self> {
+        let [choice] = chunk.choices.as_deref()? else { return None };
+        let text = choice.delta.as_ref()?.content?.get().strip_prefix('"')?.strip_suffix('"')?;
+        let start = (text.as_ptr() as usize).checked_sub(event.as_ptr() as usize)?;
+        Some(Self { before: event.get(..start)?, after: event.get(start + text.len()..)? })
+    }
+
+    /// Whether another event is the same but for its text, which ends where it seems to.
+    fn fits(&self, event: &[u8]) -> bool {
+        let text = event.strip_prefix(self.before).and_then(|rest| rest.strip_suffix(self.after));
+        let is_plain = |byte: &u8| *byte >= b' ' && !matches!(byte, b'"' | b'\\');
+        text.is_some_and(|text| text.iter().all(is_plain) && std::str::from_utf8(text).is_ok())
     }
 }
 
@@ -42,7 +70,11 @@ impl Choice<'_> {
 pub(crate) fn is_complete_stream(stream: &[u8]) -> bool {
     let mut finished: BTreeMap<u64, bool> = BTreeMap::new();
     let mut done = false;
+    let mut last: Option<Pattern<'_>> = None;
     for event in sse::split(stream) {
+        if !done && last.as_ref().is_some_and(|last| last.fits(event)) {
+            continue;
+        }
         match sse::data(event) {
             Data::Nothing => {}
             Data::Done if !done => done = true,
@@ -51,32 +83,16 @@ pub(crate) fn is_complete_stream(stream: &[u8]) -> bool {
                 if chunk.error.is_some() {
                     return false;
                 }
-                for choice in chunk.choices.unwrap_or_default() {
+                for choice in chunk.choices.iter().flatten() {
                     let known = finished.entry(choice.index).or_insert(false);
                     *known = choice.end().unwrap_or(*known);
                 }
+                last = Pattern::of(event, &chunk);
             }
             Data::Done | Data::Json(_) | Data::Odd => return false,
         }
     }
     done && !finished.is_empty() && finished.into_values().all(|finished| finished)
-}
-
-/// Whether a JSON answer is whole: an object without an error and with what its endpoint gives; of those that generate, a
-/// finish reason in every choice, at least one.
-pub(crate) fn is_complete_json(body: &[u8], endpoint: Endpoint) -> bool {
-    let Some(fields) = std::str::from_utf8(body).ok().and_then(Fields::parse) else { return false };
-    if fields.get_some("error").is_some() {
-        return false;
-    }
-    match endpoint {
-        Endpoint::Embedding => fields.get_some("data").is_some(),
-        Endpoint::Moderation => fields.get_some("results").is_some(),
-        Endpoint::Chat | Endpoint::Completion => {
-            let choices = fields.get("choices").and_then(read::<Vec<Choice<'_>>>).unwrap_or_default();
-            !choices.is_empty() && choices.iter().all(|choice| choice.end() == Some(true))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -127,31 +143,5 @@ mod tests {
         for cut in 0..whole.len() {
             assert!(!is_complete_stream(&whole.as_bytes()[..cut]), "{cut}");
         }
-    }
-
-    #[test]
-    fn a_document_is_complete_without_error_and_with_every_end() {
-        use Endpoint::{Chat, Completion, Embedding, Moderation};
-        for (body, endpoint, expected) in [
-            (r#"{"choices":[{"index":0,"finish_reason":"stop"}]}"#, Chat, true),
-            (r#"{"choices":[{"finish_reason":"tool_calls"}],"error":null}"#, Chat, true),
-            (r#"{"choices":[{"finish_reason":"length"},{"finish_reason":"stop"}]}"#, Completion, true),
-            (r#"{"choices":[{"finish_reason":"length"},{"finish_reason":null}]}"#, Completion, false),
-            (r#"{"choices":[{"finish_reason":"error"}]}"#, Completion, false),
-            (r#"{"choices":[{}]}"#, Chat, false),
-            (r#"{"choices":[]}"#, Chat, false),
-            (r#"{"choices":null}"#, Chat, false),
-            ("{}", Chat, false),
-            (r#"{"data":[]}"#, Embedding, true),
-            (r#"{"results":[]}"#, Moderation, true),
-            (r#"{"error":{"message":"x"}}"#, Embedding, false),
-            (r#"{"data":[],"data":[]}"#, Embedding, false),
-            ("[]", Embedding, false),
-            (r#"{"data":["#, Embedding, false),
-            ("", Chat, false),
-        ] {
-            assert_eq!(is_complete_json(body.as_bytes(), endpoint), expected, "{body}");
-        }
-        assert!(!is_complete_json(b"{\"a\":\"\xff\"}", Embedding));
     }
 }

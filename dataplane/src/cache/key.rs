@@ -6,7 +6,6 @@
 #[cfg(test)]
 mod pairs;
 
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::ops::Range;
 use turnpike_config::{CacheKey, Endpoint, OrgId};
@@ -33,15 +32,14 @@ pub(crate) struct Scope<'a> {
     pub(crate) endpoint: Endpoint,
 }
 
-/// The key of a request. `None` if the body is no JSON object, nests deeper than 127 levels, holds one member twice, or
-/// has text that is no Unicode: engines disagree about what such bodies mean.
+/// The key of a request whose body keeps to JSON's grammar, as every body does that was peeked at: that is not checked again.
+/// `None` if it is no object, nests deeper than 127 levels, holds one member twice, or has text that is no Unicode: engines
+/// disagree about what such bodies mean.
 pub(crate) fn key(scope: &Scope<'_>, body: &[u8]) -> Option<CacheKey> {
     let text = std::str::from_utf8(body).ok()?;
-    // Checks the grammar, so that the walk below need not.
-    let object: &RawValue = serde_json::from_str(text).ok()?;
     let mut out = Vec::with_capacity(body.len() + 256);
     write_scope(&mut out, scope);
-    let mut walk = Walk { text: object.get(), at: 0, out };
+    let mut walk = Walk { text, at: 0, out };
     walk.body()?;
     Some(CacheKey::of(&walk.out))
 }
@@ -313,14 +311,10 @@ mod tests {
             "1",
             "\"{}\"",
             "{",
-            "{}{}",
-            "{\"a\":1,}",
+            "{\"a\":1",
             "{\"a\" 1}",
-            "{\"a\":01}",
-            "{\"a\":+1}",
-            "{\"a\":nul}",
-            "{\"a\":NaN}",
-            "{\"a\":\"\t\"}",
+            "{\"a\":\"",
+            "{\"a\":\"\\",
             "\u{feff}{}",
             r#"{"a":1,"a":1}"#,
             r#"{"a":1,"b":2,"\u0061":1}"#,

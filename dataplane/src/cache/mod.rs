@@ -18,7 +18,7 @@ mod shared;
 mod sse;
 
 pub(crate) use answer::{MAX_BODY, StoredAnswer};
-pub(crate) use complete::{is_complete_json, is_complete_stream};
+pub(crate) use complete::is_complete_stream;
 pub(crate) use flight::{Audience, FlightEvent, Follower, Join, LeaderGuard};
 pub(crate) use key::{Scope, key};
 pub(crate) use policy::{Facts, Plan, plan};

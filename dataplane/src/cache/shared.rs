@@ -1,11 +1,12 @@
-//! Answers that the edges of a region share, in Redis: `response:{hash}`, the hash as the cluster's hash tag.
+//! Answers that the edges of a region share, in Redis: `response:{hash}`, the hash as the cluster's hash tag. Until an answer
+//! is there, a fence of the edge that gets it stands in its place.
 //!
 //! Best effort: whatever fails or takes long is as if nothing had been there, and for a moment nobody asks again.
 
 use crate::cache::answer::StoredAnswer;
 use crate::clock::{Clock, nanos};
-use crate::redis_client::{Call, RedisClient, Script};
-use redis::{RedisError, Value};
+use crate::redis_client::{RedisClient, Script};
+use redis::{Cmd, RedisError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,15 +33,8 @@ const SMALL: usize = 16 << 10;
 /// An answer that is larger when stored stays in the edge that has it, bytes: it would hold up everybody else's commands.
 const MAX_STORED: usize = 4 << 20;
 
-/// The answer, or the fence, or neither: `0` is somebody else's fence.
-const CLAIM: &str = "local answer = redis.call('GET', KEYS[1])
-if answer then return answer end
-if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
-return 0";
-/// Keeps an answer, and takes away the fence of who made it, if he has one.
-const PUT: &str = "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
-return 1";
+/// What a fence begins with; answers begin with the number of their format.
+const FENCE: &[u8] = b"flight:";
 /// Only who set the fence takes it away.
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0";
@@ -48,8 +42,6 @@ return 0";
 /// The region's answers.
 pub(crate) struct SharedAnswers {
     client: RedisClient,
-    claim: Script,
-    put: Script,
     release: Script,
     clock: Clock,
     resting_until_ns: AtomicU64,
@@ -82,21 +74,22 @@ enum Told {
     Answer(StoredAnswer),
     Ours,
     Theirs,
+    /// What another version wrote, or nobody.
+    Odd,
 }
 
 /// Tells other edges that an answer is being made, until dropped.
 pub(crate) struct Fence {
     shared: Arc<SharedAnswers>,
     key: String,
-    token: String,
+    /// Empty once it is gone.
+    mark: Vec<u8>,
 }
 
 impl SharedAnswers {
     pub(crate) fn new(client: RedisClient, clock: Clock) -> Self {
         Self {
             client,
-            claim: Script::new(CLAIM),
-            put: Script::new(PUT),
             release: Script::new(RELEASE),
             clock,
             resting_until_ns: AtomicU64::new(0),
@@ -108,15 +101,14 @@ impl SharedAnswers {
 
     /// Asks for an answer that is good enough by `accepts`, and waits for the one that another edge is getting.
     pub(crate) async fn claim(self: &Arc<Self>, key: CacheKey, accepts: impl Fn(&StoredAnswer) -> bool) -> Claim {
-        let token = Uuid::new_v4().to_string();
+        let mark = [FENCE, Uuid::new_v4().as_bytes()].concat();
+        let answer_key = answer_key(key);
         let deadline = tokio::time::Instant::now() + WAIT;
         loop {
-            match self.guarded(self.ask(key, &token)).await {
-                Some(Some(Told::Answer(answer))) if accepts(&answer) => return Claim::Found(answer),
-                Some(Some(Told::Ours)) => {
-                    return Claim::Ours(Fence { shared: Arc::clone(self), key: fence_key(key), token });
-                }
-                Some(Some(Told::Theirs)) if tokio::time::Instant::now() < deadline => {
+            match self.guarded(self.ask(&answer_key, &mark)).await {
+                Some(Told::Answer(answer)) if accepts(&answer) => return Claim::Found(answer),
+                Some(Told::Ours) => return Claim::Ours(Fence { shared: Arc::clone(self), key: answer_key, mark }),
+                Some(Told::Theirs) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
                 _ => return Claim::None,
@@ -124,14 +116,15 @@ impl SharedAnswers {
         }
     }
 
-    async fn ask(&self, key: CacheKey, token: &str) -> Result<Option<Told>, RedisError> {
-        let arguments = [token.to_owned(), FENCE_LIFE.as_millis().to_string()];
-        let keys = [&*answer_key(key), &*fence_key(key)];
-        Ok(match self.client.run(&self.claim, &keys, &arguments).await? {
-            // What cannot be read was written by another version, or by nobody.
-            Value::BulkString(bytes) => StoredAnswer::from_bytes(&bytes).ok().map(Told::Answer),
-            Value::Int(1) => Some(Told::Ours),
-            _ => Some(Told::Theirs),
+    /// Gets what is there, or else sets a fence, in one command.
+    async fn ask(&self, key: &str, mark: &[u8]) -> Result<Told, RedisError> {
+        let mut command = set(key, mark, FENCE_LIFE);
+        command.arg(b"NX").arg(b"GET");
+        let there: Option<Vec<u8>> = self.client.query(&command).await?;
+        Ok(match there {
+            None => Told::Ours,
+            Some(bytes) if bytes.starts_with(FENCE) => Told::Theirs,
+            Some(bytes) => StoredAnswer::from_bytes(&bytes).map_or(Told::Odd, Told::Answer),
         })
     }
 
@@ -161,22 +154,20 @@ impl SharedAnswers {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps answers, unless what limits are counted by might have no room beside them. Their fences fall in any case.
+    /// Keeps answers in the place of their fences, unless what limits are counted by might have no room beside them. The fences
+    /// fall in any case.
     async fn put_all(&self, group: Vec<Kept>) {
         if self.is_resting() || !self.guarded(self.has_room()).await.unwrap_or(false) {
             return;
         }
-        let mut calls = Vec::with_capacity(group.len());
+        let mut commands = Vec::with_capacity(group.len());
         let mut fences = Vec::with_capacity(group.len());
         for Kept { key, answer, ttl, fence } in group {
             let Some(bytes) = stored(answer).await else { continue };
-            let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1).to_string();
-            let token = fence.as_ref().map(|fence| fence.token.clone().into_bytes()).unwrap_or_default();
-            calls
-                .push(Call { keys: [answer_key(key), fence_key(key)], arguments: [bytes, ttl_ms.into_bytes(), token] });
+            commands.push(set(&answer_key(key), &bytes, ttl));
             fences.extend(fence);
         }
-        if self.guarded(self.client.run_all(&self.put, &calls)).await.is_some() {
+        if self.guarded(self.client.query_all(commands)).await.is_some() {
             fences.into_iter().for_each(Fence::has_fallen);
         }
     }
@@ -216,6 +207,9 @@ impl SharedAnswers {
     async fn timed<T>(&self, command: impl Future<Output = Result<T, RedisError>>) -> Option<T> {
         match tokio::time::timeout(SLOW, command).await {
             Ok(Ok(value)) => return Some(value),
+            Ok(Err(error)) if error.code().is_some() => {
+                tracing::warn!(%error, "cached answers: Redis refuses a command")
+            }
             Ok(Err(error)) => tracing::debug!(%error, "cached answers: Redis cannot be asked"),
             Err(_) => tracing::debug!("cached answers: Redis takes long"),
         }
@@ -227,21 +221,21 @@ impl SharedAnswers {
 impl Fence {
     /// It is gone from Redis already.
     fn has_fallen(mut self) {
-        self.token.clear();
+        self.mark.clear();
     }
 }
 
 impl Drop for Fence {
     fn drop(&mut self) {
-        if self.token.is_empty() {
+        if self.mark.is_empty() {
             return;
         }
         // Outside a runtime the fence goes by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (shared, key, token) =
-            (Arc::clone(&self.shared), std::mem::take(&mut self.key), [std::mem::take(&mut self.token)]);
+        let (shared, key, mark) =
+            (Arc::clone(&self.shared), std::mem::take(&mut self.key), [std::mem::take(&mut self.mark)]);
         drop(runtime.spawn(async move {
-            shared.guarded(shared.client.run::<i64>(&shared.release, &[&key], &token)).await;
+            shared.guarded(shared.client.run::<i64>(&shared.release, &[&key], &mark)).await;
         }));
     }
 }
@@ -260,8 +254,12 @@ fn answer_key(key: CacheKey) -> String {
     format!("response:{{{key}}}")
 }
 
-fn fence_key(key: CacheKey) -> String {
-    format!("response:{{{key}}}:flight")
+/// Sets a key for so long.
+fn set(key: &str, value: &[u8], life: Duration) -> Cmd {
+    let mut command = Cmd::with_capacity(8, key.len() + value.len() + 64);
+    command.arg(b"SET").arg(key).arg(value).arg(b"PX");
+    command.arg(u64::try_from(life.as_millis()).unwrap_or(u64::MAX).max(1));
+    command
 }
 
 /// Whether less than three quarters of the memory are in use, by `INFO memory`. A Redis without a bound has room.

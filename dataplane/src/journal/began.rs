@@ -8,9 +8,16 @@ const STEP_MS: u64 = 1_000;
 /// Steps told apart. A request that runs longer than all of them (three days) looks like one that has just begun.
 const STEPS: usize = 1 << 18;
 
+/// Steps that are looked at together: most are empty.
+const GROUP: usize = 1 << 9;
+
 /// Requests by a moment of theirs.
 #[derive(Debug)]
-pub(crate) struct Began(Box<[AtomicU32]>);
+pub(crate) struct Began {
+    steps: Box<[AtomicU32]>,
+    /// Sums of [`GROUP`] steps each, never less than what those say.
+    groups: Box<[AtomicU32]>,
+}
 
 /// A request that is counted until this is dropped.
 #[derive(Debug)]
@@ -21,13 +28,15 @@ pub(crate) struct Running {
 
 impl Began {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self((0..STEPS).map(|_| AtomicU32::new(0)).collect()))
+        let none = |number| (0..number).map(|_| AtomicU32::new(0)).collect();
+        Arc::new(Self { steps: none(STEPS), groups: none(STEPS / GROUP) })
     }
 
     /// Counts a request at a moment, milliseconds of any clock.
     pub(crate) fn enter(self: &Arc<Self>, ms: u64) -> Running {
         let at = slot(ms / STEP_MS);
-        self.0[at].fetch_add(1, Ordering::SeqCst);
+        self.groups[at / GROUP].fetch_add(1, Ordering::SeqCst);
+        self.steps[at].fetch_add(1, Ordering::SeqCst);
         Running { began: Arc::clone(self), at }
     }
 
@@ -36,9 +45,18 @@ impl Began {
         let now = now_ms / STEP_MS;
         // From the oldest step that the ring tells apart up to now. A clock that was set back leaves requests in steps of
         // the future: those count as well, as the oldest there is.
-        let oldest = (1..=STEPS as u64).rev().map(|ago| (now + 1).saturating_sub(ago));
-        let found = oldest.into_iter().find(|step| self.0[slot(*step)].load(Ordering::SeqCst) > 0);
-        found.unwrap_or(now) * STEP_MS
+        let mut step = (now + 1).saturating_sub(STEPS as u64);
+        while step < now {
+            let at = slot(step);
+            if self.groups[at / GROUP].load(Ordering::SeqCst) == 0 {
+                step += (GROUP - at % GROUP) as u64;
+            } else if self.steps[at].load(Ordering::SeqCst) == 0 {
+                step += 1;
+            } else {
+                return step * STEP_MS;
+            }
+        }
+        now * STEP_MS
     }
 }
 
@@ -48,7 +66,8 @@ fn slot(step: u64) -> usize {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.began.0[self.at].fetch_sub(1, Ordering::SeqCst);
+        self.began.steps[self.at].fetch_sub(1, Ordering::SeqCst);
+        self.began.groups[self.at / GROUP].fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -67,6 +86,19 @@ mod tests {
         assert_eq!(began.complete_to(5_000_500), 4_995_000);
         drop(young);
         assert_eq!(began.complete_to(5_001_000), 5_001_000);
+    }
+
+    #[test]
+    fn the_mark_is_found_in_whatever_group_it_is() {
+        let group_ms = GROUP as u64 * STEP_MS;
+        let began = Began::new();
+        let now = 1_000 * group_ms + 77_000;
+        let running: Vec<_> = [300, 2, 1, 0].map(|groups| began.enter(now - groups * group_ms)).into();
+        for (groups, running) in [300, 2, 1, 0].into_iter().zip(running) {
+            assert_eq!(began.complete_to(now + 999), now - groups * group_ms);
+            drop(running);
+        }
+        assert_eq!(began.complete_to(now + 999), now);
     }
 
     #[test]

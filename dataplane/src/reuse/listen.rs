@@ -78,7 +78,7 @@ impl Seeker<'_> {
             biased;
             event = follower.next() => Next::Flight(event),
             // Nothing is left to read: this ends when the client goes away.
-            _ = self.session.downstream_session.read_body_or_idle(true) => Next::ClientLeft,
+            _ = self.session.read_body_or_idle(true) => Next::ClientLeft,
             () = tokio::time::sleep(patience) => Next::NothingComes,
         }
     }
@@ -88,7 +88,7 @@ impl Seeker<'_> {
             self.write_head(true, None).await?;
         }
         match piece {
-            Some(piece) => self.session.write_response_body(Some(piece), false).await,
+            Some(piece) => self.session.write_response_body(piece, false).await,
             None => Ok(()),
         }
     }
@@ -109,10 +109,10 @@ impl Seeker<'_> {
         }
         self.serve(served)?;
         let accounted = self.account(rest.as_ref().map_or(0, Bytes::len)).await;
-        let sent = accounted.is_ok() && self.session.write_response_body(rest, true).await.is_ok();
+        let sent = accounted.is_ok() && self.session.write_response_body(rest.unwrap_or_default(), true).await.is_ok();
         if !sent {
             // It must not look as if the answer had ended.
-            self.session.downstream_session.shutdown().await;
+            self.session.shutdown().await;
         }
         self.served()?.complete = sent;
         Ok(Heard::Everything)
@@ -132,7 +132,7 @@ impl Seeker<'_> {
             self.note(CacheStatus::Coalesced, 0, Tokens::default())?;
         }
         // It must not look as if the answer had ended.
-        self.session.downstream_session.shutdown().await;
+        self.session.shutdown().await;
         let served = if tap.tokens_seen() == 0 { Served::default() } else { self.heard(tap) };
         self.serve(Served { complete: false, ..served })
     }
