@@ -1,7 +1,23 @@
 //! Until when a node may take.
 
 use pingora::ErrorType;
-use std::time::Instant;
+use pingora::time::fast_timeout::fast_sleep;
+use std::time::{Duration, Instant};
+
+/// A timer that was given up stays for so long.
+const STEP: Duration = Duration::from_secs(1);
+
+/// Passes at an instant, or up to 10 ms later. For what is nearly always given up: tokio's own timers are more exact, but
+/// beginning one may cost a system call to tell the thread's driver of it.
+pub(crate) async fn until(due: Instant) {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        fast_sleep(left.min(STEP)).await;
+    }
+}
 
 /// `None` is forever.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,7 +43,15 @@ impl Deadlines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[tokio::test]
+    async fn an_instant_passes_no_earlier_than_it_is() {
+        for millis in [0, 1, 30, 1_010] {
+            let due = Instant::now() + Duration::from_millis(millis);
+            until(due).await;
+            assert!(Instant::now() >= due, "{millis}");
+        }
+    }
 
     #[test]
     fn what_passes_first_is_what_is_late() {

@@ -2,7 +2,7 @@
 
 use crate::assign::{Try, assign};
 use crate::client::Client;
-use crate::deadlines::{Deadlines, LATE_END, LATE_FIRST_BYTE};
+use crate::deadlines::{Deadlines, LATE_END, LATE_FIRST_BYTE, until};
 use crate::edge::Edge;
 use crate::journal::Written;
 use crate::reject::Reject;
@@ -34,9 +34,11 @@ pub(crate) async fn recorded(written: Written) -> Result<()> {
     if written.is_now() {
         return Ok(());
     }
-    tokio::time::timeout(METERING_PATIENCE, written.wait())
-        .await
-        .map_err(|_| Error::explain(NOT_RECORDED, "usage could not be recorded in time"))
+    tokio::select! {
+        biased;
+        () = written.wait() => Ok(()),
+        () = until(Instant::now() + METERING_PATIENCE) => Err(Error::explain(NOT_RECORDED, "usage could not be recorded in time")),
+    }
 }
 
 /// Gets the answer to a request that is ready for a node. Of an error, the client has not been told.
@@ -70,9 +72,7 @@ async fn attempt(edge: &Arc<Edge>, client: &mut Client<'_>, request: &mut Reques
     let (body, silence) = (dispatch.body.clone(), edge.settings.limits.node_timeout);
     dispatch.sent_at.get_or_insert_with(Instant::now);
     let mut waiting = Waiting { client, deadlines: dispatch.deadlines, silence };
-    let mut node = waiting.until(edge.nodes.connect(&to.node, to.connect)).await?;
-    waiting.until(node.send(head, body)).await?;
-    let mut head = waiting.until(node.head()).await?;
+    let (mut node, mut head) = waiting.until(edge.nodes.ask(&to.node, to.connect, head.freeze(), body)).await?;
     crash_point("edge.after_dispatch");
     has_begun(request, &mut head)?;
     waiting.deadlines.first_byte = None;
@@ -124,7 +124,7 @@ impl Waiting<'_, '_> {
             biased;
             done = node => done,
             error = self.client.nobody_waits() => Err(error),
-            () = tokio::time::sleep_until(due.into()) => Err(Error::new_up(late)),
+            () = until(due) => Err(Error::new_up(late)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What is asked: the address, the body under a cap, and the few fields of its JSON that the edge needs.
 
+use crate::deadlines::until;
 use crate::reject::Reject;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -8,7 +9,7 @@ use pingora::protocols::http::ServerSession as Session;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use turnpike_config::Endpoint;
 
 /// Longest body that is read for nothing, bytes, and for how long.
@@ -75,7 +76,11 @@ pub(crate) async fn read_body(session: &mut Session, limit: usize, patience: Dur
     if session.req_header().headers.contains_key(EXPECT) {
         session.write_continue_response().await.map_err(|_| Reject::BodyUnreadable)?;
     }
-    tokio::time::timeout(patience, collect_body(session, limit)).await.map_err(|_| Reject::BodyTooSlow)?
+    tokio::select! {
+        biased;
+        body = collect_body(session, limit) => body,
+        () = until(Instant::now() + patience) => Err(Reject::BodyTooSlow),
+    }
 }
 
 /// Reads what is left of a small body whose request is refused: a connection with a rest of it on the way could not be used

@@ -63,13 +63,13 @@ use journal::{Intent, Journal, Opened, Permit};
 use limit::{Limiter, Memory, Terms};
 use metrics::Metrics;
 use node_client::Aside;
-use pingora::listeners::tls::TlsSettings;
 use redis_client::RedisClient;
+use server::{Port, Server};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::{Identity, LinkError, Peer, Role};
 use turnpike_config::signing::Trust;
@@ -81,7 +81,6 @@ const LAST_SHIPMENT: Duration = Duration::from_secs(3);
 /// How long a stopping edge waits for a disk that refuses.
 const LAST_SYNC: Duration = Duration::from_secs(10);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
-const LISTEN_POLL: Duration = Duration::from_millis(5);
 
 /// Why an edge cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -120,9 +119,6 @@ pub enum Error {
     /// The settings of Redis do not do.
     #[error(transparent)]
     Redis(#[from] BadRedis),
-    /// Pingora stopped by itself.
-    #[error("the proxy stopped unexpectedly")]
-    ProxyStopped,
 }
 
 /// Runs an edge until `shutdown`, then drains: running requests finish (up to `drain.timeout`), usage is synced to disk.
@@ -137,9 +133,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     if own.role != Role::Edge {
         return Err(Error::WrongRole(own));
     }
-    // Pingora reports a taken port only in its log: try it first.
-    drop(std::net::TcpListener::bind(settings.listen).map_err(listen_error(settings.listen, "http.listen"))?);
-
+    let port = Port::bind(&settings)?;
     let metrics = Arc::new(Metrics::new());
     let observe = Arc::clone(&metrics);
     let journal_dir = settings.data_dir.join("journal");
@@ -165,7 +159,7 @@ pub fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), Error>
     let directory = redis.map(|client| Directory::new(client, clock, Arc::clone(&metrics)));
     let cache = ResponseCache::new(settings.cache_max_bytes, shared);
     let edge = Arc::new(Edge::new(settings, own, Metering { journal, unsettled }, metrics, limiter, cache, directory));
-    runtime.block_on(serve(edge, Linking { identity, trust }, Unresolved { jobs, orphans }, shutdown))
+    runtime.block_on(serve(edge, port, Linking { identity, trust }, Unresolved { jobs, orphans }, shutdown))
 }
 
 /// Limits are kept in the region's Redis, or here if there is none.
@@ -205,6 +199,7 @@ struct Unresolved {
 
 async fn serve(
     edge: Arc<Edge>,
+    port: Port,
     linking: Linking,
     unresolved: Unresolved,
     shutdown: CancellationToken,
@@ -226,18 +221,12 @@ async fn serve(
     tokio::spawn(Arc::clone(&edge.limiter).run(stop_sync.clone()));
     tokio::spawn(tell_region(Arc::clone(&edge), stop_sync.clone()));
 
-    let stop_proxy = CancellationToken::new();
-    let proxy_stopped = CancellationToken::new();
-    let client_tls = server::client_tls(&edge.settings)?;
-    start_proxy(&edge, client_tls, stop_proxy.clone(), proxy_stopped.clone())?;
-    tokio::spawn(notice_listening(Arc::clone(&edge)));
+    let server = Server::start(&edge, port)?;
+    edge.listening.store(true, Ordering::Relaxed);
     tracing::info!(listen = %edge.settings.listen, admin = %admin_address, name = edge.name, "edge started");
 
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = proxy_stopped.cancelled() => return Err(Error::ProxyStopped),
-    }
-    finish_requests(&edge, &stop_proxy).await;
+    shutdown.cancelled().await;
+    finish_requests(&edge, &server).await;
     stop_resolving.cancel();
     // The task only fails by panicking, which has been reported.
     let _ = resolving.await;
@@ -255,38 +244,11 @@ async fn tell_region(edge: Arc<Edge>, stop: CancellationToken) {
     }
 }
 
-/// Pingora owns its threads and runtimes: it gets a thread to block.
-fn start_proxy(
-    edge: &Arc<Edge>,
-    client_tls: Option<TlsSettings>,
-    stop: CancellationToken,
-    stopped: CancellationToken,
-) -> Result<(), Error> {
-    let edge = Arc::clone(edge);
-    let guard = stopped.drop_guard();
-    std::thread::Builder::new()
-        .name("proxy".to_owned())
-        .spawn(move || {
-            let _guard = guard;
-            server::run(&edge, client_tls, stop);
-        })
-        .map(drop)
-        .map_err(Error::Runtime)
-}
-
-/// Pingora does not say when it listens: knock until somebody opens.
-async fn notice_listening(edge: Arc<Edge>) {
-    while TcpStream::connect(edge.settings.listen).await.is_err() {
-        tokio::time::sleep(LISTEN_POLL).await;
-    }
-    edge.listening.store(true, Ordering::Relaxed);
-}
-
 /// Waits for running requests, within their deadline.
-async fn finish_requests(edge: &Edge, stop_proxy: &CancellationToken) {
+async fn finish_requests(edge: &Edge, server: &Server) {
     tracing::info!(in_flight = edge.metrics.in_flight.get(), "draining");
     edge.draining.store(true, Ordering::Relaxed);
-    stop_proxy.cancel();
+    server.stop_accepting();
     let deadline = Instant::now() + edge.settings.drain_timeout;
     while edge.metrics.in_flight.get() > 0 && Instant::now() < deadline {
         tokio::time::sleep(DRAIN_POLL).await;

@@ -201,7 +201,8 @@ fn last_node(dispatch: &Dispatch) -> Option<String> {
 
 fn user_agent(session: &Session) -> Option<String> {
     let text = session.req_header().headers.get(USER_AGENT)?.to_str().ok()?;
-    Some(text.chars().take(USER_AGENT_BYTES).collect())
+    // Visible ASCII only.
+    Some(text.get(..USER_AGENT_BYTES).unwrap_or(text).to_owned())
 }
 
 fn millis(duration: Duration) -> u32 {

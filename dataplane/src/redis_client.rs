@@ -4,12 +4,12 @@
 //! long is for the caller to say.
 
 use crate::settings::RedisSettings;
+use foldhash::HashMap;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError, TlsCertificates, ToRedisArgs, Value};
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -73,7 +73,8 @@ impl Server {
             if let Some(connection) = connections.get(&self.number) {
                 return Ok(connection.clone());
             }
-            let made = self.client.get_connection_manager_lazy(self.config.clone())?;
+            let config = self.config.clone().set_response_timeout(None);
+            let made = self.client.get_connection_manager_lazy(config)?;
             connections.insert(self.number, made.clone());
             Ok(made)
         })
@@ -126,7 +127,7 @@ impl RedisClient {
     }
 
     /// The same with a connection for each thread, where there is one server. Each may be cold or dead by itself: not for
-    /// those who judge by it how the server does.
+    /// those who judge by it how the server does, and only for those who say themselves how long they wait.
     pub(crate) fn of_threads(self) -> Self {
         match self {
             Self::Single(server) => Self::Threads(server),

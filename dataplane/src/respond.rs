@@ -83,10 +83,7 @@ pub(crate) fn tell(headers: &mut HeaderMap, request: &Request, now_ns: u64) {
 fn tell_limits(headers: &mut HeaderMap, request: &Request, now_ns: u64) {
     let Some(metered) = &request.metered else { return };
     let model = metered.model.as_ref().map(|model| model.record.id.as_str());
-    for (name, value) in limit::headers(model, &metered.key.limits, &metered.key.org.limits, now_ns) {
-        // What a node says of limits is not the client's.
-        headers.insert(name, value);
-    }
+    limit::tell(headers, model, &metered.key.limits, &metered.key.org.limits, now_ns);
 }
 
 /// A header's value; empty if the text can be none.

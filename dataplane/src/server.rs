@@ -1,93 +1,208 @@
-//! Pingora's server around the proxy: listeners, threads, connection cap, stop.
+//! The client port: one task takes connections and gives each to the thread that has the fewest; that thread does all of it,
+//! sockets to nodes included, so that no event of one thread has to wake up another.
+
+mod stream;
 
 use crate::Error;
 use crate::edge::Edge;
 use crate::proxy::Proxy;
 use crate::settings::Settings;
-use async_trait::async_trait;
 use pingora::apps::ServerApp;
-use pingora::listeners::ListenerConfig;
-use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::tls::{Acceptor, TlsSettings};
 use pingora::protocols::Stream;
-use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
-use pingora::services::listening::Service;
+use pingora::protocols::tls::server::handshake;
 use rustls::sign::SingleCertAndKey;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use std::time::Duration;
+use stream::ClientStream;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use turnpike_config::link::load_certified_key;
 
-/// Heads and small bodies fit; larger buffers only cost idle connections memory.
-const READ_BUFFER: usize = 4 << 10;
-const WRITE_BUFFER: usize = 8 << 10;
+/// How long a client may take to shake hands, or to send its first bytes.
+const OPENING_PATIENCE: Duration = Duration::from_secs(30);
+/// Connections that may wait to be taken; the system may allow fewer.
+const BACKLOG: u32 = 4_096;
+/// Until connections are taken again after the system refused to.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// TLS towards clients, HTTP/2 preferred; `None` is plaintext.
-pub(crate) fn client_tls(settings: &Settings) -> Result<Option<TlsSettings>, Error> {
+fn client_tls(settings: &Settings) -> Result<Option<Acceptor>, Error> {
     let Some((cert, key)) = &settings.client_tls else { return Ok(None) };
     // Loaded here, with an error: given paths, Pingora would panic on a bad file.
     let certified = load_certified_key(cert, key)?;
     let mut tls = TlsSettings::intermediate("", "").map_err(|e| Error::ClientTls(e.to_string()))?;
     tls.set_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     tls.enable_h2();
-    Ok(Some(tls))
+    Ok(Some(tls.build()))
 }
 
-/// Serves until `stop`; then no new connections are taken and running requests go on. Blocks.
-pub(crate) fn run(edge: &Arc<Edge>, client_tls: Option<TlsSettings>, stop: CancellationToken) {
-    let settings = &edge.settings;
-    let conf = ServerConf {
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
-        // Each thread keeps its connections, with their caches.
-        work_stealing: false,
-        grace_period_seconds: Some(settings.drain_timeout.as_secs().max(1)),
-        graceful_shutdown_timeout_seconds: Some(1),
-        ..ServerConf::default()
-    };
-    let mut server = Server::new_with_opt_and_conf(None, conf);
-    server.bootstrap();
-
-    let app = CappedApp {
-        proxy: Arc::new(Proxy::new(Arc::clone(edge))),
-        free: Semaphore::new(settings.limits.max_connections),
-        edge: Arc::clone(edge),
-    };
-    let mut service = Service::new("edge".to_owned(), app);
-    let buffers = L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER);
-    let listener = ListenerConfig::tcp(settings.listen.to_string()).l4_buffer(buffers);
-    service.add_listener(match client_tls {
-        Some(tls) => listener.tls(tls),
-        None => listener,
-    });
-    server.add_service(service);
-    server.run(RunArgs { shutdown_signal: Box::new(StopSignal(stop)) });
+/// A port that is ours, though nobody can connect yet.
+pub(crate) struct Port {
+    socket: TcpSocket,
+    address: SocketAddr,
+    tls: Option<Acceptor>,
 }
 
-/// The proxy with a cap on open connections.
-struct CappedApp {
-    proxy: Arc<Proxy>,
-    free: Semaphore,
-    edge: Arc<Edge>,
-}
+impl Port {
+    pub(crate) fn bind(settings: &Settings) -> Result<Self, Error> {
+        let address = settings.listen;
+        let tls = client_tls(settings)?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let bound = socket.and_then(|socket| {
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        });
+        let socket = bound.map_err(listen_error(address))?;
+        Ok(Self { socket, address, tls })
+    }
 
-#[async_trait]
-impl ServerApp for CappedApp {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let Ok(_held) = self.free.try_acquire() else {
-            self.edge.metrics.connections_refused.inc();
-            return None;
-        };
-        self.proxy.process_new(stream, shutdown).await
+    fn listen(self) -> Result<(TcpListener, Option<Acceptor>), Error> {
+        Ok((self.socket.listen(BACKLOG).map_err(listen_error(self.address))?, self.tls))
     }
 }
 
-struct StopSignal(CancellationToken);
+fn listen_error(address: SocketAddr) -> impl FnOnce(std::io::Error) -> Error {
+    crate::listen_error(address, "http.listen")
+}
 
-#[async_trait]
-impl ShutdownSignalWatch for StopSignal {
-    async fn recv(&self) -> ShutdownSignal {
-        self.0.cancelled().await;
-        ShutdownSignal::GracefulTerminate
+/// Serves a port until this is dropped; connections that are open then are cut off.
+pub(crate) struct Server {
+    stopping: watch::Sender<bool>,
+    accepting: CancellationToken,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.cancel();
+    }
+}
+
+impl Server {
+    /// Starts serving, in threads of its own.
+    pub(crate) fn start(edge: &Arc<Edge>, port: Port) -> Result<Self, Error> {
+        let (listener, tls) = port.listen()?;
+        let (stopping, stops) = watch::channel(false);
+        let service = Arc::new(Service { proxy: Arc::new(Proxy::new(Arc::clone(edge))), tls, stops });
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = (0..threads).map(|_| Worker::start(&service)).collect::<Result<Vec<_>, _>>()?;
+        let accepting = CancellationToken::new();
+        let accept = accept(listener, workers, Arc::clone(edge));
+        drop(tokio::spawn(accepting.clone().run_until_cancelled_owned(accept)));
+        Ok(Self { stopping, accepting })
+    }
+
+    /// Takes no more connections. Those that are open end with the request that runs on them.
+    pub(crate) fn stop_accepting(&self) {
+        self.accepting.cancel();
+        self.stopping.send_replace(true);
+    }
+}
+
+/// A connection that counts against the cap until it is closed.
+struct Accepted {
+    tcp: TcpStream,
+    held: OwnedSemaphorePermit,
+}
+
+/// Takes connections and hands them on, for ever.
+async fn accept(listener: TcpListener, workers: Vec<Worker>, edge: Arc<Edge>) {
+    let free = Arc::new(Semaphore::new(edge.settings.limits.max_connections));
+    // Begins elsewhere each time, so that threads with as many get one each.
+    for turn in (0..workers.len()).cycle() {
+        // Out of the hands of this runtime, whose events would wake up the thread that serves it.
+        let tcp = match listener.accept().await.and_then(|(tcp, _)| tcp.into_std()) {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                tracing::error!(%error, "a connection could not be taken; is the limit on open files high enough?");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let Ok(held) = Arc::clone(&free).try_acquire_owned() else {
+            edge.metrics.connections_refused.inc();
+            continue;
+        };
+        let (before, after) = workers.split_at(turn);
+        if let Some(worker) = after.iter().chain(before).min_by_key(|worker| worker.connections()) {
+            worker.give(Accepted { tcp, held });
+        }
+    }
+}
+
+/// A thread that serves connections.
+struct Worker {
+    connections: mpsc::UnboundedSender<Accepted>,
+    /// Each of its connections has one of these.
+    open: Arc<()>,
+}
+
+impl Worker {
+    fn start(service: &Arc<Service>) -> Result<Self, Error> {
+        // Not more can wait than may be open.
+        let (connections, accepted) = mpsc::unbounded_channel();
+        let open = Arc::new(());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
+        let work = work(Arc::clone(service), accepted, Arc::clone(&open));
+        let thread = std::thread::Builder::new().name("edge".to_owned());
+        thread.spawn(move || runtime.block_on(work)).map_err(Error::Runtime)?;
+        Ok(Self { connections, open })
+    }
+
+    fn connections(&self) -> usize {
+        Arc::strong_count(&self.open)
+    }
+
+    fn give(&self, accepted: Accepted) {
+        if self.connections.send(accepted).is_err() {
+            tracing::error!("a thread that serves connections has ended");
+        }
+    }
+}
+
+/// Serves what is accepted. Ends, with all connections, when the server is dropped.
+async fn work(service: Arc<Service>, mut accepted: mpsc::UnboundedReceiver<Accepted>, open: Arc<()>) {
+    while let Some(Accepted { tcp, held }) = accepted.recv().await {
+        let (service, open) = (Arc::clone(&service), Arc::clone(&open));
+        drop(tokio::spawn(async move {
+            service.serve(tcp).await;
+            drop((open, held));
+        }));
+    }
+    let mut stops = service.stops.clone();
+    // Until nobody is left who could say so.
+    while stops.changed().await.is_ok() {}
+}
+
+/// What is done with a connection.
+struct Service {
+    proxy: Arc<Proxy>,
+    tls: Option<Acceptor>,
+    stops: watch::Receiver<bool>,
+}
+
+impl Service {
+    async fn serve(&self, tcp: TcpStream) {
+        let opened = tokio::time::timeout(OPENING_PATIENCE, self.open(tcp)).await;
+        match opened {
+            Ok(Ok(stream)) => drop(self.proxy.process_new(stream, &self.stops).await),
+            Ok(Err(error)) => tracing::debug!(%error, "a connection did not come about"),
+            Err(_) => tracing::debug!("a connection was closed: nothing came within {OPENING_PATIENCE:?}"),
+        }
+    }
+
+    async fn open(&self, tcp: TcpStream) -> pingora::Result<Stream> {
+        let broken = |error: std::io::Error| pingora::Error::because(pingora::ErrorType::ReadError, "opening", error);
+        let mut stream = ClientStream::new(tcp).map_err(broken)?;
+        match &self.tls {
+            None => {
+                stream.read_first().await.map_err(broken)?;
+                Ok(Box::new(stream))
+            }
+            Some(tls) => Ok(Box::new(handshake(tls, stream).await?)),
+        }
     }
 }

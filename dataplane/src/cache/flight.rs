@@ -2,7 +2,7 @@
 
 use crate::cache::answer::{MAX_BODY, StoredAnswer};
 use bytes::Bytes;
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,7 @@
 //! Answers kept in this process, bounded by the bytes they take.
 
 use crate::cache::answer::StoredAnswer;
+use foldhash::fast::RandomState;
 use moka::Expiry;
 use moka::sync::Cache;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ const LARGEST_SHARE: u64 = 16;
 /// Kept answers. Which stay when there is no room is TinyLFU's choice: those asked for most.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    answers: Cache<CacheKey, Entry>,
+    answers: Cache<CacheKey, Entry, RandomState>,
     max_bytes: u64,
 }
 
@@ -46,7 +47,7 @@ impl Memory {
             .max_capacity(max_bytes)
             .weigher(|_, entry: &Entry| u32::try_from(weight_of(&entry.answer)).unwrap_or(u32::MAX))
             .expire_after(OwnLife)
-            .build();
+            .build_with_hasher(RandomState::default());
         Self { answers, max_bytes }
     }
 

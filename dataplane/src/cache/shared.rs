@@ -5,11 +5,12 @@
 
 use crate::cache::answer::StoredAnswer;
 use crate::clock::{Clock, nanos};
+use crate::deadlines::until;
 use crate::redis_client::{RedisClient, Script};
 use redis::{Cmd, RedisError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use turnpike_config::CacheKey;
 use uuid::Uuid;
 
@@ -205,13 +206,18 @@ impl SharedAnswers {
     }
 
     async fn timed<T>(&self, command: impl Future<Output = Result<T, RedisError>>) -> Option<T> {
-        match tokio::time::timeout(SLOW, command).await {
-            Ok(Ok(value)) => return Some(value),
-            Ok(Err(error)) if error.code().is_some() => {
+        let told = tokio::select! {
+            biased;
+            told = command => Some(told),
+            () = until(Instant::now() + SLOW) => None,
+        };
+        match told {
+            Some(Ok(value)) => return Some(value),
+            Some(Err(error)) if error.code().is_some() => {
                 tracing::warn!(%error, "cached answers: Redis refuses a command")
             }
-            Ok(Err(error)) => tracing::debug!(%error, "cached answers: Redis cannot be asked"),
-            Err(_) => tracing::debug!("cached answers: Redis takes long"),
+            Some(Err(error)) => tracing::debug!(%error, "cached answers: Redis cannot be asked"),
+            None => tracing::debug!("cached answers: Redis takes long"),
         }
         self.resting_until_ns.store(self.clock.now_ns().saturating_add(nanos(REST)), Ordering::Relaxed);
         None

@@ -2,7 +2,7 @@
 
 use super::record::{Counts, Intent, Record};
 use super::{JournalError, io_error, segment};
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::fs::OpenOptions;
 use std::path::Path;
 use turnpike_config::EventId;

@@ -5,7 +5,7 @@ use super::recover::Recovered;
 use super::state::Shared;
 use super::sync::{Active, Syncer, spare};
 use super::{JournalError, io_error, segment};
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt as _;

@@ -2,7 +2,7 @@
 
 use super::subject::{Limit, Limits, Rates};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
 
 /// How a kind of limit is called.
@@ -41,14 +41,10 @@ struct State {
     reset_s: f64,
 }
 
-/// Limits as headers: OpenAI's `x-ratelimit-*`, and `RateLimit` with `RateLimit-Policy` as the IETF's draft has them. Of
-/// several limits of a kind it is the one with the least left that counts.
-pub(crate) fn headers(
-    model: Option<&str>,
-    key: &Limits,
-    organization: &Limits,
-    now_ns: u64,
-) -> Vec<(HeaderName, HeaderValue)> {
+/// Tells limits: OpenAI's `x-ratelimit-*`, and `RateLimit` with `RateLimit-Policy` as the IETF's draft has them. Of
+/// several limits of a kind it is the one with the least left that counts. What
+/// stands there by these names, a node's own, is not the client's.
+pub(crate) fn tell(headers: &mut HeaderMap, model: Option<&str>, key: &Limits, organization: &Limits, now_ns: u64) {
     let within = |limits| model.and_then(|model| Limits::within(limits, model));
     let rates: [Option<&Rates>; 4] = [Some(&key.own), Some(&organization.own), within(key), within(organization)];
     let least = |of: fn(&Rates) -> &Option<Arc<Limit>>| {
@@ -60,16 +56,15 @@ pub(crate) fn headers(
         });
         states.min_by_key(|state| state.remaining)
     };
-    let mut headers = Vec::with_capacity(8);
     let (mut policies, mut lefts) = (String::with_capacity(LONGEST), String::with_capacity(LONGEST));
     // Text in, and of numbers: a value can be made of it.
     let value =
         |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""));
     for (named, state) in [(REQUESTS, least(|r| &r.requests)), (TOKENS, least(|r| &r.tokens))] {
         let Some(State { limit, remaining, reset_s }) = state else { continue };
-        headers.push((named.limit, HeaderValue::from(limit)));
-        headers.push((named.remaining, HeaderValue::from(remaining)));
-        headers.push((named.reset, value(reset(reset_s))));
+        headers.insert(named.limit, HeaderValue::from(limit));
+        headers.insert(named.remaining, HeaderValue::from(remaining));
+        headers.insert(named.reset, value(reset(reset_s)));
         if !policies.is_empty() {
             policies.push_str(", ");
             lefts.push_str(", ");
@@ -80,10 +75,9 @@ pub(crate) fn headers(
         write(&mut lefts, ";t=", whole(reset_s));
     }
     if !policies.is_empty() {
-        headers.push((POLICY, value(policies)));
-        headers.push((LEFT, value(lefts)));
+        headers.insert(POLICY, value(policies));
+        headers.insert(LEFT, value(lefts));
     }
-    headers
 }
 
 /// A duration as OpenAI writes it: `17ms`, `6.1s`, `1m2s`.

@@ -23,7 +23,7 @@ mod simulation;
 mod subject;
 
 pub(crate) use charges::{Charges, LimitState, Need, Refused, Within, states};
-pub(crate) use headers::headers;
+pub(crate) use headers::tell;
 pub(crate) use limiter::{Limiter, Terms};
 pub(crate) use memory::Memory;
 pub(crate) use share::Kind;

@@ -39,8 +39,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Self { stream, buffer: BytesMut::new(), body: Body::Over, failed: None, keeps: true }
     }
 
+    /// Sends a request, head and body at once, and waits for the head of its answer.
+    pub(super) async fn ask(&mut self, head: Bytes, body: Bytes) -> Result<Head> {
+        self.send(head, body).await?;
+        self.head().await
+    }
+
+    /// Whether it was closed before a byte of an answer came.
+    pub(super) fn said_nothing(&self, error: &Error) -> bool {
+        use ErrorType::{ConnectionClosed, ReadError, WriteError};
+        self.buffer.is_empty() && matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
+    }
+
     /// Sends a request, head and body at once.
-    pub(crate) async fn send(&mut self, head: BytesMut, body: Bytes) -> Result<()> {
+    async fn send(&mut self, head: Bytes, body: Bytes) -> Result<()> {
         self.keeps = false;
         let failed = |error| Error::because(ErrorType::WriteError, "sending to the node", error).into_up();
         self.stream.write_all_buf(&mut head.chain(body)).await.map_err(failed)?;
@@ -48,7 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The head of the answer. Dropped before it is there, nothing is lost.
-    pub(crate) async fn head(&mut self) -> Result<Head> {
+    async fn head(&mut self) -> Result<Head> {
         loop {
             if let Some(found) = head::take(&mut self.buffer).map_err(wrong)? {
                 self.body = Body::from(found.framing);
@@ -164,7 +176,7 @@ mod tests {
         let mut connection = Connection::new(near);
         for turn in 0..3 {
             assert!(connection.is_alive(), "turn {turn}");
-            connection.send(BytesMut::from("HEAD "), Bytes::from_static(b"BODY")).await.unwrap();
+            connection.send(Bytes::from_static(b"HEAD "), Bytes::from_static(b"BODY")).await.unwrap();
             let mut sent = [0; 9];
             far.read_exact(&mut sent).await.unwrap();
             assert_eq!(&sent, b"HEAD BODY");

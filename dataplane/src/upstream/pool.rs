@@ -1,13 +1,14 @@
 //! Connects to nodes, and keeps connections that can be used again. Each thread keeps its own: on one that another thread
 //! watches, every byte that comes would have to be told from thread to thread.
 
-use super::Connection;
+use super::{Connection, Head};
 use crate::live::Node;
+use bytes::Bytes;
+use foldhash::HashMap;
 use pingora::{Error, ErrorType};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,15 +54,27 @@ impl Connector {
         Self { tls: TlsConnector::from(Arc::new(tls)) }
     }
 
-    /// A connection to the node: one that is idle, or else a new one within `patience`, and as long again for TLS.
-    pub(crate) async fn connect(&self, node: &Node, patience: Duration) -> Result<ToNode, Box<Error>> {
+    /// Asks a node, and waits for the head of its answer: on a connection that is idle, or else on a new one, which it has
+    /// `patience` to accept, and as long again for TLS.
+    pub(crate) async fn ask(
+        &self,
+        node: &Node,
+        patience: Duration,
+        head: Bytes,
+        body: Bytes,
+    ) -> Result<(ToNode, Head), Box<Error>> {
         let idle = POOL.with_borrow_mut(|pool| pool.take(node, Instant::now()));
-        match idle {
-            Some(connection) => Ok(connection),
-            None => {
-                tokio::time::timeout(patience * 2, self.new_connection(node, patience)).await.map_err(|_| late())?
+        if let Some(mut kept) = idle {
+            match kept.ask(head.clone(), body.clone()).await {
+                // Closed while the request was on its way, as nodes may at any time: that says nothing of the node.
+                Err(error) if kept.said_nothing(&error) => {}
+                answered => return answered.map(|head| (kept, head)),
             }
         }
+        let connecting = tokio::time::timeout(patience * 2, self.new_connection(node, patience));
+        let mut new = connecting.await.map_err(|_| late())??;
+        let head = new.ask(head, body).await?;
+        Ok((new, head))
     }
 
     async fn new_connection(&self, node: &Node, patience: Duration) -> Result<ToNode, Box<Error>> {
@@ -120,7 +133,6 @@ impl Pool {
 mod tests {
     use super::*;
     use crate::live::{Snapshot, fixtures};
-    use bytes::{Bytes, BytesMut};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use turnpike_config::{Change, NodeRecord};
@@ -144,34 +156,54 @@ mod tests {
         Connector::new(config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth())
     }
 
-    /// Asks, and has an answer by the other end.
-    async fn exchange(connection: &mut ToNode, far: &mut TcpStream, answer: &[u8]) {
-        connection.send(BytesMut::from("ask"), Bytes::new()).await.unwrap();
-        far.read_exact(&mut [0; 3]).await.unwrap();
-        far.write_all(answer).await.unwrap();
-        connection.head().await.unwrap();
+    const ASKED: &[u8] = b"ask";
+    const EMPTY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+    async fn ask(node: &Node) -> Result<ToNode, Box<Error>> {
+        let (mut connection, _) = connector().ask(node, PATIENCE, Bytes::from_static(ASKED), Bytes::new()).await?;
         while !connection.is_over() {
-            connection.body().await.unwrap();
+            connection.body().await?;
         }
+        Ok(connection)
+    }
+
+    /// The other end, at which a question is read.
+    async fn hear(far: &mut TcpStream) {
+        let mut heard = [0; ASKED.len()];
+        far.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, ASKED);
+    }
+
+    async fn answer(far: &mut TcpStream, answer: &[u8]) {
+        hear(far).await;
+        far.write_all(answer).await.unwrap();
+    }
+
+    /// Asks on a new connection.
+    async fn ask_anew(listener: &TcpListener, node: &Node, words: &[u8]) -> (ToNode, TcpStream) {
+        let answering = async {
+            let (mut far, _) = listener.accept().await.unwrap();
+            answer(&mut far, words).await;
+            far
+        };
+        let (asked, far) = tokio::join!(ask(node), answering);
+        (asked.unwrap(), far)
     }
 
     #[tokio::test]
     async fn a_connection_is_used_again_as_long_as_its_node_keeps_it() {
         let (listener, node) = node().await;
-        let connector = connector();
-        let mut connection = connector.connect(&node, PATIENCE).await.unwrap();
-        let (mut far, _) = listener.accept().await.unwrap();
-        for _ in 0..3 {
-            exchange(&mut connection, &mut far, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
-            connector.release(&node, connection);
+        let (connection, mut far) = ask_anew(&listener, &node, EMPTY).await;
+        connector().release(&node, connection);
+        for last in [
+            &b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"[..],
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+        ] {
             // The same one: nobody else connects.
-            connection = connector.connect(&node, PATIENCE).await.unwrap();
+            let (asked, ()) = tokio::join!(ask(&node), answer(&mut far, last));
+            connector().release(&node, asked.unwrap());
         }
-        exchange(&mut connection, &mut far, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
-        connector.release(&node, connection);
-        let mut connection = connector.connect(&node, PATIENCE).await.unwrap();
-        let (mut far, _) = listener.accept().await.unwrap();
-        exchange(&mut connection, &mut far, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let (mut connection, far) = ask_anew(&listener, &node, EMPTY).await;
         drop(far);
         let is_seen = async {
             while connection.is_alive() {
@@ -179,9 +211,42 @@ mod tests {
             }
         };
         tokio::time::timeout(PATIENCE, is_seen).await.unwrap();
-        connector.release(&node, connection);
-        let _connection = connector.connect(&node, PATIENCE).await.unwrap();
-        listener.accept().await.unwrap();
+        connector().release(&node, connection);
+        ask_anew(&listener, &node, EMPTY).await;
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_closes_when_it_is_used_is_replaced_and_no_other() {
+        let (listener, node) = node().await;
+        let keep = async || {
+            let (connection, far) = ask_anew(&listener, &node, EMPTY).await;
+            connector().release(&node, connection);
+            far
+        };
+        let mut far = keep().await;
+        let closing = async {
+            hear(&mut far).await;
+            drop(far);
+            let (mut far, _) = listener.accept().await.unwrap();
+            answer(&mut far, EMPTY).await;
+        };
+        let (asked, ()) = tokio::join!(ask(&node), closing);
+        asked.unwrap();
+
+        let mut far = keep().await;
+        let breaking_off = async {
+            answer(&mut far, b"HTTP/1.1 2").await;
+            drop(far);
+        };
+        let (asked, ()) = tokio::join!(ask(&node), breaking_off);
+        assert_eq!(asked.err().unwrap().etype(), &ErrorType::ConnectionClosed, "it had begun to answer");
+
+        let closing = async {
+            let (mut far, _) = listener.accept().await.unwrap();
+            hear(&mut far).await;
+        };
+        let (asked, ()) = tokio::join!(ask(&node), closing);
+        assert_eq!(asked.err().unwrap().etype(), &ErrorType::ConnectionClosed, "it was new");
     }
 
     #[tokio::test]
@@ -205,7 +270,7 @@ mod tests {
     async fn a_node_that_is_not_there_is_an_error_of_the_node() {
         let (listener, node) = node().await;
         drop(listener);
-        let error = connector().connect(&node, PATIENCE).await.err().unwrap();
+        let error = ask(&node).await.err().unwrap();
         assert_eq!(error.esource(), &pingora::ErrorSource::Upstream);
     }
 }

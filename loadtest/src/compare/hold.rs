@@ -2,6 +2,7 @@
 
 use super::oha::Seen;
 use super::scenario::Ask;
+use super::subjects::Way;
 use crate::percentile;
 use anyhow::{Context as _, ensure};
 use std::net::SocketAddr;
@@ -22,7 +23,9 @@ pub(super) struct Held {
 }
 
 /// Begins so many streams, and waits for the first token of each.
-pub(super) async fn hold(address: SocketAddr, key: &str, ask: &Ask, connections: u32) -> anyhow::Result<Held> {
+pub(super) async fn hold(way: &Way, ask: &Ask, connections: u32) -> anyhow::Result<Held> {
+    let address = way.address;
+    let headers: String = way.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let began = Instant::now();
     let (mut beginning, mut streams, mut times) = (JoinSet::new(), Vec::new(), Vec::new());
     for number in 0..connections {
@@ -31,7 +34,7 @@ pub(super) async fn hold(address: SocketAddr, key: &str, ask: &Ask, connections:
         }
         let body = ask.body(number);
         let head = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n\
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\n{headers}\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );

@@ -90,7 +90,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyhow::Result<Results> {
     let oha = Oha::find()?;
-    let stage = Stage::set(turnpike).await?;
+    let traced = Scenario::of_trace("", args.speed);
+    let wanted = scenarios.iter().chain(args.trace.is_some().then_some(&traced));
+    let wanted = wanted.flat_map(|scenario| scenario.subjects.iter().copied()).collect();
+    let stage = Stage::set(turnpike, &wanted).await?;
     let mut results = Results::new(args.rounds, args.seconds, stage.missing().to_vec());
     if let Some(directory) = &args.out {
         // Before it has taken long to find out that it cannot be written.
@@ -139,9 +142,9 @@ async fn replay_all(
     let mut samples = Vec::new();
     for round in 1..=scenario.rounds(args.rounds) {
         for subject in scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)) {
-            let (address, key) = stage.way(subject, &scenario);
+            let way = stage.way(subject, &scenario);
             let before = stage.cost(subject)?;
-            let to = replay::To { address, key, model: scenario.request.model.clone() };
+            let to = replay::To { way, model: scenario.request.model.clone() };
             let terms = (scenario.lasting(args.seconds), args.speed, samples.len());
             let replayed = replay::replay(to, trace, terms).await;
             let (seen, tokens) = replayed.with_context(|| format!("{subject:?}, {name}: {}", stage.logs()))?;
@@ -160,23 +163,23 @@ async fn one(
     subject: SubjectName,
     (round, lasting, bodies): (u32, Duration, &Path),
 ) -> anyhow::Result<Sample> {
-    let (address, key) = stage.way(subject, scenario);
+    let way = stage.way(subject, scenario);
     let Scenario { request, load, .. } = scenario;
     let before = stage.cost(subject)?;
     let since =
         |before: Option<Cost>| anyhow::Ok(stage.cost(subject)?.zip(before).map(|(after, before)| after - before));
     if load.hold {
-        let held = hold::hold(address, &key, request, load.connections).await?;
+        let held = hold::hold(&way, request, load.connections).await?;
         return Ok(Sample::new(subject, round, held.seen, since(before)?));
     }
     let early = async {
         tokio::time::sleep(lasting / EARLY).await;
         stage.cost(subject)
     };
-    let (seen, early) = tokio::join!(oha.run(address, &key, bodies, *load, (lasting, request.kind.status())), early);
+    let (seen, early) = tokio::join!(oha.run(&way, bodies, *load, (lasting, request.kind.status())), early);
     let (seen, cost) = (seen?, since(before)?);
     let tokens = match request.stream && !load.soak {
-        true => Some(stream::measure((address, &key), request, STREAMS, STREAMING).await?),
+        true => Some(stream::measure(&way, request, STREAMS, STREAMING).await?),
         false => None,
     };
     let rss_early_mib = early?.filter(|_| load.soak).map(|cost| cost.rss_mib());

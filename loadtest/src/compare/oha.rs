@@ -1,10 +1,10 @@
 //! Load by oha, and what it saw.
 
 use super::scenario::Load;
+use super::subjects::Way;
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::process::Command;
@@ -66,8 +66,7 @@ impl Oha {
     /// Asks for so long with the bodies that are lines of a file, and expects this status every time.
     pub(super) async fn run(
         &self,
-        address: SocketAddr,
-        key: &str,
+        Way { address, headers }: &Way,
         bodies: &Path,
         load: Load,
         (lasting, status): (Duration, u16),
@@ -75,7 +74,8 @@ impl Oha {
         let mut command = Command::new(&self.0);
         command.args(["--no-tui", "--output-format", "json", "-w", "-m", "POST", "-T", "application/json"]);
         command.args(["-z", &format!("{}ms", lasting.as_millis()), "-c", &load.connections.to_string()]);
-        command.args(["-H", &format!("authorization: Bearer {key}"), "-Z"]).arg(bodies);
+        command.args(headers.iter().flat_map(|(name, value)| ["-H".to_owned(), format!("{name}: {value}")]));
+        command.arg("-Z").arg(bodies);
         if load.http2 {
             command.args(["--http2", "-p", "32"]);
         }

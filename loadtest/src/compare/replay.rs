@@ -2,6 +2,7 @@
 
 use super::oha::Seen;
 use super::stream::Tokens;
+use super::subjects::Way;
 use super::trace::Arrival;
 use crate::percentile;
 use anyhow::{Context as _, ensure};
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -20,8 +21,7 @@ use tokio::task::JoinSet;
 
 /// Who is asked.
 pub(super) struct To {
-    pub(super) address: SocketAddr,
-    pub(super) key: String,
+    pub(super) way: Way,
     /// One of the simulator's.
     pub(super) model: String,
 }
@@ -72,10 +72,11 @@ async fn ask(to: Arc<To>, idle: Idle, body: String) -> anyhow::Result<Reply> {
     let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let mut send = match kept.filter(SendRequest::is_ready) {
         Some(send) => send,
-        None => connect(to.address).await?,
+        None => connect(to.way.address).await?,
     };
-    let request = Request::post("/v1/chat/completions").header(HOST, to.address.to_string());
-    let request = request.header(AUTHORIZATION, format!("Bearer {}", to.key)).header(CONTENT_TYPE, "application/json");
+    let request = Request::post("/v1/chat/completions").header(HOST, to.way.address.to_string());
+    let request = to.way.headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+    let request = request.header(CONTENT_TYPE, "application/json");
     let began = Instant::now();
     let reply = send.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
     let status = reply.status();

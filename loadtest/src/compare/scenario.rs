@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Those that come with the program, by name.
-const OWN: [(&str, &str); 14] = [
+const OWN: [(&str, &str); 16] = [
     ("chat-1k", include_str!("../../scenarios/chat-1k.toml")),
     ("chat-16k", include_str!("../../scenarios/chat-16k.toml")),
     ("chat-2m", include_str!("../../scenarios/chat-2m.toml")),
@@ -23,6 +23,8 @@ const OWN: [(&str, &str); 14] = [
     ("cached", include_str!("../../scenarios/cached.toml")),
     ("flood-401", include_str!("../../scenarios/flood-401.toml")),
     ("flood-429", include_str!("../../scenarios/flood-429.toml")),
+    ("rivals-chat", include_str!("../../scenarios/rivals-chat.toml")),
+    ("rivals-stream", include_str!("../../scenarios/rivals-stream.toml")),
 ];
 
 /// What stands between client and engines.
@@ -41,6 +43,14 @@ pub(crate) enum SubjectName {
     Haproxy,
     /// The least that Pingora can do.
     Pingora,
+    /// LiteLLM's proxy with a key.
+    Litellm,
+    /// Portkey's gateway.
+    Portkey,
+    /// SGLang's router with a key, by prefixes.
+    SglangRouter,
+    /// vLLM's router, in turn.
+    VllmRouter,
     /// Turnpike's edge with everything on.
     Edge,
 }
@@ -55,6 +65,10 @@ impl SubjectName {
             Self::NginxCache => "nginx, cache",
             Self::Haproxy => "HAProxy",
             Self::Pingora => "bare Pingora",
+            Self::Litellm => "LiteLLM",
+            Self::Portkey => "Portkey",
+            Self::SglangRouter => "sglang-router",
+            Self::VllmRouter => "vllm-router",
             Self::Edge => "edge",
         }
     }
@@ -207,7 +221,7 @@ impl Scenario {
     }
 
     fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
-        use SubjectName::{Direct, NginxCache, NginxKeyed};
+        use SubjectName::{Edge, Haproxy, Nginx, Pingora};
         let read: Self = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
         let least = read.request.body(0).len();
         ensure!(
@@ -220,10 +234,10 @@ impl Scenario {
         let is_known = MODELS.iter().any(|known| known.name == model);
         ensure!(is_known, "scenario {name}: request.model: the simulator has no «{model}»");
         ensure!(!stream || kind.status() == 200, "scenario {name}: request.stream: what is refused is no stream");
-        let speaks = |subject: &SubjectName| !matches!(subject, Direct | NginxKeyed | NginxCache);
+        let speaks = |subject: &SubjectName| matches!(subject, Nginx | Haproxy | Pingora | Edge);
         ensure!(!read.load.hold || *stream, "scenario {name}: load.hold: only streams are held");
         let can = !read.load.http2 || !stream && read.subjects.iter().all(speaks);
-        ensure!(can, "scenario {name}: load.http2: not for streams, nor for direct, nginx-keyed and nginx-cache");
+        ensure!(can, "scenario {name}: load.http2: not for streams, and only for nginx, haproxy, pingora and edge");
         Ok(Self { name: name.to_owned(), ..read })
     }
 }

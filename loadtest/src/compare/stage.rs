@@ -1,14 +1,16 @@
 //! All that is compared, started once.
 
 use super::scenario::{Ask, Kind, Scenario, SubjectName};
-use super::subjects::{Door, Edge, NGINX_KEY, Subject, haproxy, nginx, pingora};
+use super::subjects::{
+    Door, Edge, NGINX_KEY, Subject, Way, haproxy, litellm, nginx, pingora, portkey, sglang_router, vllm_router,
+};
 use crate::deployment::free_port;
 use crate::program::Cost;
 use anyhow::{Context as _, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use turnpike_parts::process::find_program;
@@ -30,44 +32,48 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) async fn set(turnpike: PathBuf) -> anyhow::Result<Self> {
+    /// Starts engines, the edge, and those that are wanted beside it.
+    pub(super) async fn set(turnpike: PathBuf, wanted: &BTreeSet<SubjectName>) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let engines = (0..ENGINES).map(|_| free_port()).collect::<Result<Vec<_>, _>>()?;
         let edge = Edge::start(turnpike, engines.clone()).await?;
         let (mut subjects, mut missing) = (BTreeMap::new(), Vec::new());
-        subjects.insert(SubjectName::Pingora, pingora(&engines, directory.path()).await?);
-        match find_program(&["nginx"]).or_else(|| find_in_sbin("nginx")) {
-            Some(program) => {
-                subjects.insert(SubjectName::Nginx, nginx(program, &engines, directory.path()).await?);
+        for name in wanted.iter().copied().map(program_of).collect::<BTreeSet<_>>() {
+            match start(name, &engines, directory.path()).await {
+                Some(subject) => drop(subjects.insert(name, subject?)),
+                None => {
+                    missing.extend(source(name).map(|(_, how)| format!("{} is not installed ({how})", name.name())))
+                }
             }
-            None => missing.push("nginx is not installed (apt-get install nginx)".to_owned()),
-        }
-        match find_program(&["haproxy"]).or_else(|| find_in_sbin("haproxy")) {
-            Some(program) => {
-                subjects.insert(SubjectName::Haproxy, haproxy(program, &engines, directory.path()).await?);
-            }
-            None => missing.push("HAProxy is not installed (apt-get install haproxy)".to_owned()),
         }
         let stage = Self { subjects, missing, edge, directory };
-        stage.until_the_edge_answers().await?;
+        stage.until_everybody_answers(wanted).await?;
         Ok(stage)
     }
 
-    async fn until_the_edge_answers(&self) -> anyhow::Result<()> {
+    /// Waits until requests come through, also by those that look for engines after they listen.
+    async fn until_everybody_answers(&self, wanted: &BTreeSet<SubjectName>) -> anyhow::Result<()> {
         let ask = Ask::of_instant(1024);
+        let scenario = Scenario::of_trace("", 1.0);
         let deadline = Instant::now() + PATIENCE;
         let client = reqwest::Client::builder().no_proxy().build()?;
-        loop {
-            let url = format!("http://{}/v1/chat/completions", self.edge.address());
-            let request = client.post(url).bearer_auth(self.edge.key(Kind::Chat)).body(ask.body(0));
-            let reply = request.send().await?;
-            let (status, text) = (reply.status(), reply.text().await?);
-            if status.is_success() {
-                return Ok(());
+        let asked = wanted.iter().copied().filter(|name| self.has(*name)).chain([SubjectName::Edge]);
+        for name in asked {
+            let Way { address, headers } = self.way(name, &scenario);
+            loop {
+                let request = client.post(format!("http://{address}/v1/chat/completions")).body(ask.body(0));
+                let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+                let reply = request.header("content-type", "application/json").send().await;
+                let said = match reply {
+                    Ok(reply) if reply.status().is_success() => break,
+                    Ok(reply) => format!("{} {}", reply.status(), reply.text().await?),
+                    Err(error) => error.to_string(),
+                };
+                ensure!(Instant::now() < deadline, "{} does not answer: {said}\n{}", name.name(), self.logs());
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            ensure!(Instant::now() < deadline, "the edge does not answer: {status} {text}\n{}", self.logs());
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        Ok(())
     }
 
     /// Why some are not compared.
@@ -80,11 +86,11 @@ impl Stage {
     }
 
     /// Where a scenario asks a subject, and with which key.
-    pub(super) fn way(&self, subject: SubjectName, scenario: &Scenario) -> (SocketAddr, String) {
+    pub(super) fn way(&self, subject: SubjectName, scenario: &Scenario) -> Way {
         let key = self.edge.key(scenario.request.kind);
         let door = match subject {
-            SubjectName::Direct => return (self.edge.engines[0], key.to_owned()),
-            SubjectName::Edge => return (self.edge.address(), key.to_owned()),
+            SubjectName::Direct => return Way::new(self.edge.engines[0], key),
+            SubjectName::Edge => return Way::new(self.edge.address(), key),
             SubjectName::NginxKeyed => Door::Keyed,
             SubjectName::NginxCache => Door::Cache,
             _ if scenario.load.http2 => Door::Http2,
@@ -92,8 +98,9 @@ impl Stage {
             _ => Door::Plain,
         };
         let known = subject == SubjectName::NginxKeyed && scenario.request.kind != Kind::UnknownKey;
-        let key = if known { NGINX_KEY } else { key };
-        (self.subjects[&program_of(subject)].doors[&door], key.to_owned())
+        let asked = &self.subjects[&program_of(subject)];
+        let way = Way::new(asked.doors[&door], if known { NGINX_KEY } else { key });
+        if asked.headers.is_empty() { way } else { Way { headers: asked.headers.clone(), ..way } }
     }
 
     /// What a subject's programs have taken so far; nothing is between if it is asked directly.
@@ -131,6 +138,38 @@ const fn program_of(subject: SubjectName) -> SubjectName {
         SubjectName::NginxKeyed | SubjectName::NginxCache => SubjectName::Nginx,
         other => other,
     }
+}
+
+/// Starts what is measured; `None` if it is not installed.
+async fn start(name: SubjectName, engines: &[SocketAddr], directory: &Path) -> Option<anyhow::Result<Subject>> {
+    if name == SubjectName::Pingora {
+        return Some(pingora(engines, directory).await);
+    }
+    let (program, _) = source(name)?;
+    let program = find_program(&[program]).or_else(|| find_in_sbin(program))?;
+    Some(match name {
+        SubjectName::Nginx => nginx(program, engines, directory).await,
+        SubjectName::Haproxy => haproxy(program, engines, directory).await,
+        SubjectName::Litellm => litellm(program, engines, directory).await,
+        SubjectName::Portkey => portkey(program, engines, directory).await,
+        SubjectName::SglangRouter => sglang_router(program, engines, directory).await,
+        SubjectName::VllmRouter => vllm_router(program, engines, directory).await,
+        _ => return None,
+    })
+}
+
+/// What a program is called that does not come with this one, and how it is had.
+const fn source(name: SubjectName) -> Option<(&'static str, &'static str)> {
+    Some(match name {
+        SubjectName::Nginx => ("nginx", "apt-get install nginx"),
+        SubjectName::Haproxy => ("haproxy", "apt-get install haproxy"),
+        SubjectName::Litellm => ("litellm", "pip install 'litellm[proxy]'"),
+        // Its name in npm's directories for programs.
+        SubjectName::Portkey => ("gateway", "npm install @portkey-ai/gateway, and node_modules/.bin on the PATH"),
+        SubjectName::SglangRouter => ("sglang-router", "pip install sglang-router"),
+        SubjectName::VllmRouter => ("vllm-router", "pip install vllm-router"),
+        _ => return None,
+    })
 }
 
 /// Debian puts servers where users do not look.

@@ -1,16 +1,16 @@
 //! What oha does not measure: how long until a stream's first token, and how long between two.
 
 use super::scenario::Ask;
+use super::subjects::Way;
 use crate::percentile;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -34,18 +34,13 @@ struct Seen {
 }
 
 /// Streams one after the other on each of so many connections.
-pub(super) async fn measure(
-    (address, key): (SocketAddr, &str),
-    ask: &Ask,
-    connections: u32,
-    lasting: Duration,
-) -> anyhow::Result<Tokens> {
+pub(super) async fn measure(way: &Way, ask: &Ask, connections: u32, lasting: Duration) -> anyhow::Result<Tokens> {
     let until = Instant::now() + lasting;
     let mut running = JoinSet::new();
     for number in 0..connections {
-        let (key, ask) = (format!("Bearer {key}"), ask.clone());
+        let (way, ask) = (way.clone(), ask.clone());
         // Others than oha has asked for.
-        running.spawn(async move { streams(address, &key, &ask, (number + 1) * 1_000_000, until).await });
+        running.spawn(async move { streams(&way, &ask, (number + 1) * 1_000_000, until).await });
     }
     let mut all = Seen::default();
     while let Some(seen) = running.join_next().await {
@@ -65,7 +60,7 @@ impl Tokens {
     }
 }
 
-async fn streams(address: SocketAddr, key: &str, ask: &Ask, from: u32, until: Instant) -> anyhow::Result<Seen> {
+async fn streams(Way { address, headers }: &Way, ask: &Ask, from: u32, until: Instant) -> anyhow::Result<Seen> {
     let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
     stream.set_nodelay(true)?;
     let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -76,7 +71,8 @@ async fn streams(address: SocketAddr, key: &str, ask: &Ask, from: u32, until: In
     while Instant::now() < until {
         number += 1;
         let request = Request::post("/v1/chat/completions").header(HOST, address.to_string());
-        let request = request.header(AUTHORIZATION, key).header(CONTENT_TYPE, "application/json");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+        let request = request.header(CONTENT_TYPE, "application/json");
         let request = request.body(Full::new(Bytes::from(ask.body(number))))?;
         // It may still be busy with the end of the answer before.
         send.ready().await?;

@@ -13,6 +13,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +85,11 @@ impl Engine {
         match (request.method(), request.uri().path()) {
             (&Method::POST, "/v1/chat/completions") => {}
             (&Method::GET, "/metrics") => return plain(StatusCode::OK, self.metrics()),
+            (&Method::GET, "/health") => return plain(StatusCode::OK, String::new()),
+            (&Method::GET, "/v1/models") => {
+                let data: Vec<_> = MODELS.iter().map(|model| json!({"id": model.name, "object": "model"})).collect();
+                return plain(StatusCode::OK, json!({"object": "list", "data": data}).to_string());
+            }
             _ => return plain(StatusCode::NOT_FOUND, "expected POST /v1/chat/completions or GET /metrics".to_owned()),
         }
         let Ok(body) = request.into_body().collect().await else {

@@ -4,11 +4,13 @@ mod edge;
 mod haproxy;
 mod nginx;
 pub(crate) mod pingora;
+mod rivals;
 
 pub(super) use edge::Edge;
 pub(super) use haproxy::haproxy;
 pub(super) use nginx::{KEY as NGINX_KEY, nginx};
 pub(super) use pingora::pingora;
+pub(super) use rivals::{litellm, portkey, sglang_router, vllm_router};
 
 use crate::program::{Cost, Program};
 use anyhow::ensure;
@@ -36,9 +38,24 @@ pub(super) enum Door {
     Cache,
 }
 
+/// Where to ask, and what to send with each request.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    pub(super) address: SocketAddr,
+    pub(super) headers: Vec<(&'static str, String)>,
+}
+
+impl Way {
+    pub(super) fn new(address: SocketAddr, key: &str) -> Self {
+        Self { address, headers: vec![("authorization", format!("Bearer {key}"))] }
+    }
+}
+
 /// A program that takes requests for the engines.
 pub(super) struct Subject {
     pub(super) doors: BTreeMap<Door, SocketAddr>,
+    /// What is sent to it in place of a key, if it is particular.
+    pub(super) headers: Vec<(&'static str, String)>,
     program: Program,
 }
 
@@ -52,7 +69,7 @@ impl Subject {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
-        Ok(Self { doors, program })
+        Ok(Self { doors, headers: Vec::new(), program })
     }
 
     pub(super) fn cost(&self) -> anyhow::Result<Cost> {

@@ -1,0 +1,231 @@
+//! A client's connection as Pingora's sessions want one. It has no buffers of its own but while something is being written:
+//! most connections wait, for a request or for a token.
+
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
+};
+use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+/// So much waits for what comes with it, bytes: an answer's head for its body.
+const GATHERED: usize = 8 << 10;
+/// Room for what comes first, bytes: most requests.
+const FIRST: usize = 4 << 10;
+/// What every HTTP/2 connection begins with.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A client's connection.
+#[derive(Debug)]
+pub(super) struct ClientStream {
+    tcp: TcpStream,
+    socket: Arc<SocketDigest>,
+    /// Read to find out which protocol it is, and not yet by who speaks that.
+    first: Vec<u8>,
+    /// Is written with what comes next, or by a flush.
+    gathered: Vec<u8>,
+}
+
+impl ClientStream {
+    /// Takes over a connection inside the runtime that is to serve it.
+    pub(super) fn new(tcp: std::net::TcpStream) -> Result<Self> {
+        let tcp = TcpStream::from_std(tcp)?;
+        tcp.set_nodelay(true)?;
+        let socket = Arc::new(SocketDigest::from_raw_fd(tcp.as_raw_fd()));
+        // Looked up while there is a peer.
+        let _ = socket.peer_addr();
+        Ok(Self { tcp, socket, first: Vec::new(), gathered: Vec::new() })
+    }
+
+    /// Waits until it is known whether the client speaks HTTP/2.
+    pub(super) async fn read_first(&mut self) -> Result<()> {
+        self.first.reserve_exact(FIRST);
+        while self.first.len() < H2_PREFACE.len() && H2_PREFACE.starts_with(&self.first) {
+            if self.tcp.read_buf(&mut self.first).await? == 0 {
+                return Err(Error::from(ErrorKind::UnexpectedEof));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was gathered.
+    fn poll_write_gathered(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        while !self.gathered.is_empty() {
+            let written = ready!(Pin::new(&mut self.tcp).poll_write(context, &self.gathered))?;
+            self.has_written(written)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Lets go of so many gathered bytes, and of their room with the last.
+    fn has_written(&mut self, bytes: usize) -> Result<()> {
+        match bytes {
+            0 => return Err(Error::from(ErrorKind::WriteZero)),
+            all if all >= self.gathered.len() => self.gathered = Vec::new(),
+            some => drop(self.gathered.drain(..some)),
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        let this = self.get_mut();
+        if this.first.is_empty() {
+            return Pin::new(&mut this.tcp).poll_read(context, into);
+        }
+        let fits = into.remaining().min(this.first.len());
+        into.put_slice(&this.first[..fits]);
+        this.first.drain(..fits);
+        if this.first.is_empty() {
+            this.first = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let this = self.get_mut();
+        if this.gathered.len() + bytes.len() <= GATHERED {
+            this.gathered.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        while !this.gathered.is_empty() {
+            let both = [IoSlice::new(&this.gathered), IoSlice::new(bytes)];
+            let written = ready!(Pin::new(&mut this.tcp).poll_write_vectored(context, &both))?;
+            let of_bytes = written.saturating_sub(this.gathered.len());
+            this.has_written(written)?;
+            if of_bytes > 0 {
+                return Poll::Ready(Ok(of_bytes));
+            }
+        }
+        Pin::new(&mut this.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.get_mut().poll_write_gathered(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_gathered(context))?;
+        Pin::new(&mut this.tcp).poll_shutdown(context)
+    }
+}
+
+#[async_trait]
+impl Peek for ClientStream {
+    /// Of a client that does not speak HTTP/2, less than asked for may have come.
+    async fn try_peek(&mut self, into: &mut [u8]) -> Result<bool> {
+        let known = into.len().min(self.first.len());
+        into[..known].copy_from_slice(&self.first[..known]);
+        Ok(true)
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        if let Err(error) = AsyncWriteExt::shutdown(self).await {
+            tracing::debug!(%error, "a connection was gone before it was closed");
+        }
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> UniqueIDType {
+        self.tcp.as_raw_fd()
+    }
+}
+
+impl Ssl for ClientStream {}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.socket))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    /// A connection, and its other end.
+    async fn pair() -> (ClientStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        (ClientStream::new(accepted.into_std().unwrap()).unwrap(), client)
+    }
+
+    #[tokio::test]
+    async fn what_tells_the_protocol_is_read_again() {
+        for (sent, told) in [
+            (&b"GET / HTTP/1.1\r\n\r\n"[..], false),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore", true),
+            (b"PRI *", false),
+            (b"PUT /", false),
+        ] {
+            let (mut stream, mut client) = pair().await;
+            for byte in sent {
+                client.write_all(&[*byte]).await.unwrap();
+            }
+            if sent != b"PRI *" {
+                stream.read_first().await.unwrap();
+            }
+            drop(client);
+            let mut peeked = [0; 24];
+            assert!(stream.try_peek(&mut peeked).await.unwrap());
+            assert_eq!(peeked == H2_PREFACE, told);
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all, sent);
+        }
+        let (mut stream, client) = pair().await;
+        drop(client);
+        assert_eq!(stream.read_first().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn everything_arrives_in_order_whatever_its_size() {
+        let (mut stream, mut client) = pair().await;
+        // More than the kernel takes at once: writes come back half done.
+        let sizes = [1, 300, GATHERED - 301, 1, GATHERED + 1, 3 << 20, 5, 0, 4 << 20, 9];
+        let pieces: Vec<Vec<u8>> = sizes.iter().zip(1u8..).map(|(size, byte)| vec![byte; *size]).collect();
+        let expected = pieces.concat();
+        let writing = tokio::spawn(async move {
+            for piece in pieces {
+                stream.write_all(&piece).await.unwrap();
+            }
+            assert!(!stream.gathered.is_empty(), "the last few bytes wait");
+            stream.flush().await.unwrap();
+            assert_eq!(stream.gathered.capacity(), 0);
+            Shutdown::shutdown(&mut stream).await;
+        });
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        assert!(all == expected);
+        writing.await.unwrap();
+    }
+}
