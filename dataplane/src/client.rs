@@ -1,6 +1,7 @@
 //! The client's end of an answer that comes from a node. An answer that others listen to goes on without him.
 
 use crate::cache::Audience;
+use crate::client_stream::ClientStream;
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession as Session;
@@ -56,6 +57,21 @@ impl<'a> Client<'a> {
     /// Writes the head.
     pub(crate) async fn begin(&mut self, head: Box<ResponseHeader>) -> Result<()> {
         self.write(async |session| session.write_response_header(head).await).await
+    }
+
+    /// Writes the head together with what comes first, and the end.
+    pub(crate) async fn begin_with(
+        &mut self,
+        head: Box<ResponseHeader>,
+        piece: Option<Bytes>,
+        end: bool,
+    ) -> Result<()> {
+        let has_more = piece.is_some() || end;
+        ClientStream::hold(self.session, has_more);
+        let begun = self.begin(head).await;
+        ClientStream::hold(self.session, false);
+        begun?;
+        self.pass(piece, end).await
     }
 
     /// Writes what comes next, and the end.

@@ -98,10 +98,10 @@ async fn attempt(edge: &Arc<Edge>, client: &mut Client<'_>, request: &mut Reques
             recorded(written).await?;
             crash_point("edge.after_final");
         }
-        if let Some(head) = head.take() {
-            waiting.client.begin(head).await?;
+        match head.take() {
+            Some(head) => waiting.client.begin_with(head, piece, node.is_over()).await?,
+            None => waiting.client.pass(piece, node.is_over()).await?,
         }
-        waiting.client.pass(piece, node.is_over()).await?;
         if node.is_over() {
             edge.nodes.release(&to.node, node);
             return Ok(());

@@ -1,6 +1,6 @@
-//! The edge: a Pingora proxy that authenticates, limits, balances and meters.
+//! The edge: a proxy that authenticates, limits, balances and meters.
 //!
-//! A request meets the stages in the order of [`proxy`]'s phases; each stage is one file and knows nothing of the others.
+//! A request meets the stages in the order in which [`proxy`] calls them; each is one file and knows nothing of the others.
 //! What a request needs is in memory: the pinned snapshot, limits as atomics, a slot in the journal's queue. The control
 //! plane may be dead; the link ([`sync`], [`ship`]) runs beside and never in the way.
 
@@ -14,6 +14,7 @@ pub mod bench;
 mod bucket;
 mod cache;
 mod client;
+mod client_stream;
 mod clock;
 mod deadlines;
 mod directory;

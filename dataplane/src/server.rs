@@ -1,9 +1,8 @@
 //! The client port: one task takes connections and gives each to the thread that has the fewest; that thread does all of it,
 //! sockets to nodes included, so that no event of one thread has to wake up another.
 
-mod stream;
-
 use crate::Error;
+use crate::client_stream::ClientStream;
 use crate::edge::Edge;
 use crate::proxy::Proxy;
 use crate::settings::Settings;
@@ -15,7 +14,6 @@ use rustls::sign::SingleCertAndKey;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
-use stream::ClientStream;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;

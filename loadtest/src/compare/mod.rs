@@ -1,5 +1,6 @@
 //! The edge beside what one would use instead: the same load on each in turn, A B A B, on one machine in one run.
 
+mod goals;
 mod hold;
 mod oha;
 mod plot;

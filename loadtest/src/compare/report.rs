@@ -1,10 +1,10 @@
 //! What was measured, as a table, as JSON, and as a page with plots.
 
 use super::oha::Seen;
-use super::plot;
 use super::scenario::{Scenario, SubjectName};
 use super::spread::Spread;
 use super::stream::Tokens;
+use super::{goals, plot};
 use crate::program::Cost;
 use anyhow::Context as _;
 use serde::Serialize;
@@ -43,9 +43,9 @@ impl Sample {
 
 /// A scenario with its samples.
 #[derive(Clone, Debug, Serialize)]
-struct Measured {
-    scenario: Scenario,
-    samples: Vec<Sample>,
+pub(super) struct Measured {
+    pub(super) scenario: Scenario,
+    pub(super) samples: Vec<Sample>,
 }
 
 impl Measured {
@@ -53,12 +53,12 @@ impl Measured {
         self.samples.iter().filter(move |sample| sample.subject == subject)
     }
 
-    fn spread(&self, subject: SubjectName, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
+    pub(super) fn spread(&self, subject: SubjectName, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.of(subject).filter_map(figure))
     }
 
     /// CPU time for each request beside another subject's in the same round.
-    fn ratio(&self, subject: SubjectName, to: SubjectName) -> Option<Spread> {
+    pub(super) fn ratio(&self, subject: SubjectName, to: SubjectName) -> Option<Spread> {
         Spread::of(self.of(subject).filter_map(|sample| {
             let other = self.of(to).find(|other| other.round == sample.round)?;
             Some(sample.cpu_us? / other.cpu_us?)
@@ -81,6 +81,8 @@ pub(super) struct Results {
     /// Unix seconds.
     made_at: u64,
     version: &'static str,
+    /// What the source was, as far as git knows.
+    commit: String,
     machine: Machine,
     rounds: u32,
     seconds: f64,
@@ -113,7 +115,16 @@ impl Results {
     pub(super) fn new(rounds: u32, seconds: f64, missing: Vec<String>) -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let (version, machine) = (env!("CARGO_PKG_VERSION"), Machine::this());
-        Self { made_at: since.as_secs(), version, machine, rounds, seconds, missing, scenarios: Vec::new() }
+        Self {
+            made_at: since.as_secs(),
+            version,
+            commit: commit(),
+            machine,
+            rounds,
+            seconds,
+            missing,
+            scenarios: Vec::new(),
+        }
     }
 
     pub(super) fn add(&mut self, scenario: Scenario, samples: Vec<Sample>) {
@@ -155,11 +166,14 @@ impl Results {
         )?;
         writeln!(
             text,
-            "{} rounds of {} s, subjects in turn; in brackets the least and the most.\n",
-            self.rounds, self.seconds
+            "{} rounds of {} s, subjects in turn; in brackets the least and the most. Source: {}.\n",
+            self.rounds, self.seconds, self.commit
         )?;
         for missing in &self.missing {
             writeln!(text, "Not compared: {missing}.\n")?;
+        }
+        if let Some(table) = goals::table(&self.scenarios) {
+            writeln!(text, "{table}")?;
         }
         for measured in &self.scenarios {
             writeln!(text, "## {}\n\n{}.\n", measured.scenario.name, measured.scenario.about)?;
@@ -168,6 +182,15 @@ impl Results {
         }
         Ok(text)
     }
+}
+
+/// The commit that this is built from, and whether anything was changed since.
+fn commit() -> String {
+    let described = std::process::Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+        .output();
+    let text = described.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    text.map_or_else(|| "unknown".to_owned(), |text| String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 fn show(spread: Option<Spread>, decimals: usize) -> String {

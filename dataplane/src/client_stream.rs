@@ -2,6 +2,7 @@
 //! most connections wait, for a request or for a token.
 
 use async_trait::async_trait;
+use pingora::protocols::http::ServerSession as Session;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
@@ -11,6 +12,7 @@ use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -24,28 +26,38 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A client's connection.
 #[derive(Debug)]
-pub(super) struct ClientStream {
+pub(crate) struct ClientStream {
     tcp: TcpStream,
     socket: Arc<SocketDigest>,
     /// Read to find out which protocol it is, and not yet by who speaks that.
     first: Vec<u8>,
     /// Is written with what comes next, or by a flush.
     gathered: Vec<u8>,
+    /// Flushing does nothing.
+    is_held: AtomicBool,
 }
 
 impl ClientStream {
+    /// Keeps back what a session writes, until it is to be kept back no more and more is written. Pingora sends the head of a
+    /// chunked answer alone, also when its first chunk is there. Over TLS nothing is kept back.
+    pub(crate) fn hold(session: &Session, is_held: bool) {
+        if let Some(stream) = session.stream().and_then(|stream| stream.as_any().downcast_ref::<Self>()) {
+            stream.is_held.store(is_held, Ordering::Relaxed);
+        }
+    }
+
     /// Takes over a connection inside the runtime that is to serve it.
-    pub(super) fn new(tcp: std::net::TcpStream) -> Result<Self> {
+    pub(crate) fn new(tcp: std::net::TcpStream) -> Result<Self> {
         let tcp = TcpStream::from_std(tcp)?;
         tcp.set_nodelay(true)?;
         let socket = Arc::new(SocketDigest::from_raw_fd(tcp.as_raw_fd()));
         // Looked up while there is a peer.
         let _ = socket.peer_addr();
-        Ok(Self { tcp, socket, first: Vec::new(), gathered: Vec::new() })
+        Ok(Self { tcp, socket, first: Vec::new(), gathered: Vec::new(), is_held: AtomicBool::new(false) })
     }
 
     /// Waits until it is known whether the client speaks HTTP/2.
-    pub(super) async fn read_first(&mut self) -> Result<()> {
+    pub(crate) async fn read_first(&mut self) -> Result<()> {
         self.first.reserve_exact(FIRST);
         while self.first.len() < H2_PREFACE.len() && H2_PREFACE.starts_with(&self.first) {
             if self.tcp.read_buf(&mut self.first).await? == 0 {
@@ -111,7 +123,11 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        self.get_mut().poll_write_gathered(context)
+        let this = self.get_mut();
+        if *this.is_held.get_mut() {
+            return Poll::Ready(Ok(()));
+        }
+        this.poll_write_gathered(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
@@ -169,6 +185,7 @@ impl GetSocketDigest for ClientStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pingora::http::ResponseHeader;
     use tokio::net::TcpListener;
 
     /// A connection, and its other end.
@@ -227,5 +244,24 @@ mod tests {
         client.read_to_end(&mut all).await.unwrap();
         assert!(all == expected);
         writing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_held_goes_with_what_comes_next() {
+        let (stream, mut client) = pair().await;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        let mut session = Session::new_http1(Box::new(stream));
+        assert!(session.read_request().await.unwrap());
+        let mut head = ResponseHeader::build(200, None).unwrap();
+        head.insert_header("transfer-encoding", "chunked").unwrap();
+        ClientStream::hold(&session, true);
+        session.write_response_header(Box::new(head)).await.unwrap();
+        assert_eq!(client.try_read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        ClientStream::hold(&session, false);
+        session.write_response_body("first".into(), false).await.unwrap();
+        let mut came = vec![0; 1024];
+        let length = client.read(&mut came).await.unwrap();
+        let came = String::from_utf8_lossy(&came[..length]);
+        assert!(came.starts_with("HTTP/1.1 200") && came.ends_with("5\r\nfirst\r\n"), "{came}");
     }
 }
