@@ -4,18 +4,20 @@ use pingora::ErrorType;
 use pingora::time::fast_timeout::fast_sleep;
 use std::time::{Duration, Instant};
 
-/// A timer that was given up stays for so long.
-const STEP: Duration = Duration::from_secs(1);
+/// The first timer, which stays for so long if it is given up; who waits longer has others, each twice as long.
+const FIRST: Duration = Duration::from_secs(1);
 
 /// Passes at an instant, or up to 10 ms later. For what is nearly always given up: tokio's own timers are more exact, but
 /// beginning one may cost a system call to tell the thread's driver of it.
 pub(crate) async fn until(due: Instant) {
+    let mut step = FIRST;
     loop {
         let left = due.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return;
         }
-        fast_sleep(left.min(STEP)).await;
+        fast_sleep(left.min(step)).await;
+        step *= 2;
     }
 }
 

@@ -2,6 +2,7 @@
 //! between, nodes included, is ours.
 
 use crate::admit::{Admitted, admit};
+use crate::deadlines::until;
 use crate::edge::Edge;
 use crate::forward::{self, forward};
 use crate::request::Request;
@@ -13,7 +14,12 @@ use pingora::protocols::http::ServerSession as Session;
 use pingora::server::ShutdownWatch;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use turnpike_config::Tap;
+
+/// How long a connection may wait for a request together with the time that its head takes; Pingora itself bounds each read,
+/// by a minute, but not all of them.
+const HEAD_PATIENCE: Duration = Duration::from_secs(90);
 
 /// The edge as Pingora's server sees it.
 pub(crate) struct Proxy {
@@ -91,7 +97,7 @@ impl HttpServerApp for Proxy {
         mut session: Session,
         stopping: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        if !has_request(&mut session, stopping).await {
+        if !has_request(&mut session, stopping, HEAD_PATIENCE).await {
             return None;
         }
         if *stopping.borrow() {
@@ -108,13 +114,14 @@ impl HttpServerApp for Proxy {
     }
 }
 
-/// Waits for the head of a request. A connection on which none comes is closed, also when the edge stops.
-async fn has_request(session: &mut Session, stopping: &ShutdownWatch) -> bool {
+/// Waits for the head of a request. A connection on which none comes in time is closed, also when the edge stops.
+async fn has_request(session: &mut Session, stopping: &ShutdownWatch, patience: Duration) -> bool {
     let mut stopping = stopping.clone();
     let read = tokio::select! {
         biased;
         read = session.read_request() => read,
         _ = stopping.wait_for(|stops| *stops) => return false,
+        () = until(Instant::now() + patience) => return false,
     };
     let refusal = match read {
         // How a tunnel's requests are framed is another matter.
@@ -131,4 +138,43 @@ async fn has_request(session: &mut Session, stopping: &ShutdownWatch) -> bool {
     }
     session.shutdown().await;
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client_stream::ClientStream;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
+
+    /// A session, and its client who has sent so much.
+    async fn session(sent: &[u8]) -> (Session, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(sent).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let stream = ClientStream::new(accepted.into_std().unwrap()).unwrap();
+        (Session::new_http1(Box::new(stream)), client)
+    }
+
+    #[tokio::test]
+    async fn a_head_must_be_whole_in_time_and_before_a_stop() {
+        let (stop, stopping) = watch::channel(false);
+        let long = Duration::from_secs(60);
+        let (mut whole, _client) = session(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        assert!(has_request(&mut whole, &stopping, long).await);
+        let (mut slow, _client) = session(b"GET / HTTP/1.1\r\nho").await;
+        assert!(!has_request(&mut slow, &stopping, Duration::from_millis(30)).await);
+        let (mut tunnel, _client) = session(b"CONNECT h:1 HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        assert!(!has_request(&mut tunnel, &stopping, long).await);
+        let (mut waiting, _client) = session(b"").await;
+        let began = Instant::now();
+        let stopped = async {
+            tokio::task::yield_now().await;
+            stop.send_replace(true);
+        };
+        let (has, ()) = tokio::join!(has_request(&mut waiting, &stopping, long), stopped);
+        assert!(!has && began.elapsed() < long);
+    }
 }
