@@ -1,6 +1,7 @@
 //! A client's connection as Pingora's sessions want one. It has no buffers of its own but while something is being written:
 //! most connections wait, for a request or for a token.
 
+use crate::deadlines::until;
 use async_trait::async_trait;
 use pingora::protocols::http::ServerSession as Session;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -8,12 +9,15 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType,
 };
+use rustix::net::{SendFlags, send, sockopt};
+use std::fmt;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -21,11 +25,14 @@ use tokio::net::TcpStream;
 const GATHERED: usize = 8 << 10;
 /// Room for what comes first, bytes: most requests.
 const FIRST: usize = 4 << 10;
+/// How long a client may take nothing while something is written to him.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// After so much silence the system asks whether the other end is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// What every HTTP/2 connection begins with.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A client's connection.
-#[derive(Debug)]
 pub(crate) struct ClientStream {
     tcp: TcpStream,
     socket: Arc<SocketDigest>,
@@ -35,7 +42,15 @@ pub(crate) struct ClientStream {
     gathered: Vec<u8>,
     /// Flushing does nothing.
     is_held: AtomicBool,
+    /// Nothing is taken any more: it was shut down, or the client did not read for too long.
+    is_closed: bool,
+    /// How long the client may take nothing.
+    patience: Duration,
+    /// Runs while he does.
+    stalled: Option<Stall>,
 }
+
+type Stall = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 impl ClientStream {
     /// Keeps back what a session writes, until it is to be kept back no more and more is written. Pingora sends the head of a
@@ -50,10 +65,22 @@ impl ClientStream {
     pub(crate) fn new(tcp: std::net::TcpStream) -> Result<Self> {
         let tcp = TcpStream::from_std(tcp)?;
         tcp.set_nodelay(true)?;
+        // Clients that vanish without a word are noticed.
+        sockopt::set_tcp_keepidle(&tcp, KEEP_ALIVE)?;
+        sockopt::set_socket_keepalive(&tcp, true)?;
         let socket = Arc::new(SocketDigest::from_raw_fd(tcp.as_raw_fd()));
         // Looked up while there is a peer.
         let _ = socket.peer_addr();
-        Ok(Self { tcp, socket, first: Vec::new(), gathered: Vec::new(), is_held: AtomicBool::new(false) })
+        Ok(Self {
+            tcp,
+            socket,
+            first: Vec::new(),
+            gathered: Vec::new(),
+            is_held: AtomicBool::new(false),
+            is_closed: false,
+            patience: PATIENCE,
+            stalled: None,
+        })
     }
 
     /// Waits until it is known whether the client speaks HTTP/2.
@@ -67,10 +94,25 @@ impl ClientStream {
         Ok(())
     }
 
+    /// Writes what was gathered and what comes after it, and says how much. Not without end for a client who takes nothing,
+    /// whoever waits for it.
+    fn poll_send(&mut self, context: &mut Context<'_>, after: &[u8]) -> Poll<Result<usize>> {
+        let both = [IoSlice::new(&self.gathered), IoSlice::new(after)];
+        let sent = Pin::new(&mut self.tcp).poll_write_vectored(context, &both);
+        if sent.is_ready() {
+            self.stalled = None;
+            return sent;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(until(Instant::now() + self.patience)));
+        ready!(stalled.as_mut().poll(context));
+        (self.is_closed, self.stalled, self.gathered) = (true, None, Vec::new());
+        Poll::Ready(Err(Error::from(ErrorKind::TimedOut)))
+    }
+
     /// Writes what was gathered.
     fn poll_write_gathered(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         while !self.gathered.is_empty() {
-            let written = ready!(Pin::new(&mut self.tcp).poll_write(context, &self.gathered))?;
+            let written = ready!(self.poll_send(context, &[]))?;
             self.has_written(written)?;
         }
         Poll::Ready(Ok(()))
@@ -106,20 +148,21 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         let this = self.get_mut();
+        if this.is_closed {
+            return Poll::Ready(Err(Error::from(ErrorKind::BrokenPipe)));
+        }
         if this.gathered.len() + bytes.len() <= GATHERED {
             this.gathered.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
-        while !this.gathered.is_empty() {
-            let both = [IoSlice::new(&this.gathered), IoSlice::new(bytes)];
-            let written = ready!(Pin::new(&mut this.tcp).poll_write_vectored(context, &both))?;
+        loop {
+            let written = ready!(this.poll_send(context, bytes))?;
             let of_bytes = written.saturating_sub(this.gathered.len());
             this.has_written(written)?;
             if of_bytes > 0 {
                 return Poll::Ready(Ok(of_bytes));
             }
         }
-        Pin::new(&mut this.tcp).poll_write(context, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
@@ -132,8 +175,25 @@ impl AsyncWrite for ClientStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
         let this = self.get_mut();
+        // What is written afterwards would make an answer that was cut off look whole.
+        this.is_closed = true;
         ready!(this.poll_write_gathered(context))?;
         Pin::new(&mut this.tcp).poll_shutdown(context)
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        if !self.gathered.is_empty() {
+            // The beginning of an answer that broke off, or the reason why there is no TLS. It goes or it does not.
+            let _ = send(&self.tcp, &self.gathered, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
+    }
+}
+
+impl fmt::Debug for ClientStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClientStream").field(&self.tcp).finish()
     }
 }
 
@@ -247,6 +307,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nothing_is_taken_after_the_end_and_what_was_before_it_arrives() {
+        let (mut stream, mut client) = pair().await;
+        stream.write_all(b"cut off").await.unwrap();
+        Shutdown::shutdown(&mut stream).await;
+        assert_eq!(stream.write_all(b"0").await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"cut off");
+
+        let (mut stream, mut client) = pair().await;
+        stream.write_all(b"never flushed").await.unwrap();
+        drop(stream);
+        all.clear();
+        client.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"never flushed");
+    }
+
+    #[tokio::test]
+    async fn a_client_who_takes_nothing_holds_nobody_for_ever() {
+        let (mut stream, _client) = pair().await;
+        stream.patience = Duration::from_millis(30);
+        let error = loop {
+            if let Err(error) = stream.write_all(&[0; 1 << 16]).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        stream.flush().await.unwrap();
+        Shutdown::shutdown(&mut stream).await;
+    }
+
+    #[tokio::test]
     async fn what_is_held_goes_with_what_comes_next() {
         let (stream, mut client) = pair().await;
         client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
@@ -256,7 +348,8 @@ mod tests {
         head.insert_header("transfer-encoding", "chunked").unwrap();
         ClientStream::hold(&session, true);
         session.write_response_header(Box::new(head)).await.unwrap();
-        assert_eq!(client.try_read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let comes = tokio::time::timeout(Duration::from_millis(100), client.readable()).await;
+        assert!(comes.is_err(), "it is held");
         ClientStream::hold(&session, false);
         session.write_response_body("first".into(), false).await.unwrap();
         let mut came = vec![0; 1024];

@@ -249,7 +249,7 @@ fn may_retry(edge: &Edge, client: &mut Client<'_>, request: &mut Request, error:
     let busy = error.etype() == &NODE_BUSY;
     let Some(dispatch) = request.dispatch() else { return false };
     // A head that came was passed on to those who listen, also if this client has left before.
-    let has_begun = client.session().response_written().is_some() || dispatch.node_status != 0;
+    let has_begun = respond::status_sent(client.session()).is_some() || dispatch.node_status != 0;
     dispatch.was_late = late;
     if let Some(assignment) = dispatch.assignment.as_ref().filter(|_| by_node && !busy && !late_end) {
         tracing::warn!(node = %assignment.node.name, %error, "node failed");

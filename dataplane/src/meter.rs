@@ -5,6 +5,7 @@ use crate::journal::Written;
 use crate::limit::micros;
 use crate::reject::Reject;
 use crate::request::{Dispatch, Metered, Request, Served};
+use crate::respond;
 use http::header::USER_AGENT;
 use pingora::protocols::http::ServerSession as Session;
 use pingora::{Error, ErrorSource};
@@ -156,7 +157,7 @@ fn event(
         model_version: metered.deployment.as_ref().map(|deployment| deployment.version.to_string()),
         endpoint: metered.endpoint,
         status: end.status,
-        http_status: session.response_written().map_or(0, |head| head.status.as_u16()),
+        http_status: http_status(session, metered, end.status),
         error_code: end.code,
         error_message: end.message,
         prompt_tokens: tokens.prompt,
@@ -181,6 +182,12 @@ fn event(
         cached_tokens: tokens.cached,
         shadow: false,
     }
+}
+
+/// What the client was told, or is about to be told by a node whose answer goes out as a whole.
+fn http_status(session: &Session, metered: &Metered, status: RequestStatus) -> u16 {
+    let by_node = || metered.dispatch.as_ref().filter(|_| status != RequestStatus::ClientGone).map(|it| it.node_status);
+    respond::status_sent(session).map(|sent| sent.as_u16()).or_else(by_node).unwrap_or(0)
 }
 
 fn cost(metered: &Metered, began_ms: u64, tokens: Tokens) -> Usd {

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnpike_config::Tap;
 
-/// How long a connection may wait for a request together with the time that its head takes; Pingora itself bounds each read,
-/// by a minute, but not all of them.
-const HEAD_PATIENCE: Duration = Duration::from_secs(90);
+/// How long a connection may wait for a request together with the time that its head takes: longer than load balancers keep
+/// theirs (10 minutes). Pingora itself bounds each read, by a minute, but not all of them.
+const HEAD_PATIENCE: Duration = Duration::from_secs(660);
 
 /// The edge as Pingora's server sees it.
 pub(crate) struct Proxy {
@@ -31,6 +31,7 @@ impl Proxy {
     pub(crate) fn new(edge: Arc<Edge>) -> Self {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
+        options.h2_idle_timeout = Some(HEAD_PATIENCE);
         Self { edge, options }
     }
 
@@ -73,7 +74,7 @@ impl Proxy {
         }
         let reject = request.reject.take().unwrap_or_else(|| forward::reason(error));
         let streams = request.dispatch().is_some_and(|d| matches!(d.tap, Some(Tap::Stream(_))));
-        let written = if session.response_written().is_none() {
+        let written = if respond::status_sent(session).is_none() {
             // Its connection is closed afterwards, and must not look as if another request could be sent on it.
             session.set_keepalive(None);
             respond::reject(session, request, &reject, self.edge.now_ns()).await

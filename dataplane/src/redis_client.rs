@@ -1,7 +1,7 @@
 //! The region's Redis: one server or a cluster, over TCP or TLS.
 //!
-//! Connections come back by themselves. Nothing here waits longer than [`RESPONSE_TIMEOUT`]; what is worth waiting for less
-//! long is for the caller to say.
+//! Connections come back by themselves. Nothing here waits longer than [`RESPONSE_TIMEOUT`], but for threads' own connections,
+//! whose users say themselves how long they wait; what is worth waiting for less long is for the caller to say.
 
 use crate::settings::RedisSettings;
 use foldhash::HashMap;

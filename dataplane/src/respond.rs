@@ -25,6 +25,11 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 pub(crate) const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
+/// What the client was told already, interim answers aside.
+pub(crate) fn status_sent(session: &Session) -> Option<StatusCode> {
+    session.response_written().map(|head| head.status).filter(|status| !status.is_informational())
+}
+
 /// Tells the client why not.
 pub(crate) async fn reject(session: &mut Session, request: &Request, reject: &Reject, now_ns: u64) -> Result<()> {
     let answer = reject.answer();

@@ -104,6 +104,8 @@ impl Server {
 struct Accepted {
     tcp: TcpStream,
     held: OwnedSemaphorePermit,
+    /// It counts among its thread's.
+    open: Arc<()>,
 }
 
 /// Takes connections and hands them on, for ever.
@@ -126,7 +128,7 @@ async fn accept(listener: TcpListener, workers: Vec<Worker>, edge: Arc<Edge>) {
         };
         let (before, after) = workers.split_at(turn);
         if let Some(worker) = after.iter().chain(before).min_by_key(|worker| worker.connections()) {
-            worker.give(Accepted { tcp, held });
+            worker.give(tcp, held);
         }
     }
 }
@@ -142,29 +144,28 @@ impl Worker {
     fn start(service: &Arc<Service>) -> Result<Self, Error> {
         // Not more can wait than may be open.
         let (connections, accepted) = mpsc::unbounded_channel();
-        let open = Arc::new(());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-        let work = work(Arc::clone(service), accepted, Arc::clone(&open));
+        let work = work(Arc::clone(service), accepted);
         let thread = std::thread::Builder::new().name("edge".to_owned());
         thread.spawn(move || runtime.block_on(work)).map_err(Error::Runtime)?;
-        Ok(Self { connections, open })
+        Ok(Self { connections, open: Arc::new(()) })
     }
 
     fn connections(&self) -> usize {
         Arc::strong_count(&self.open)
     }
 
-    fn give(&self, accepted: Accepted) {
-        if self.connections.send(accepted).is_err() {
+    fn give(&self, tcp: TcpStream, held: OwnedSemaphorePermit) {
+        if self.connections.send(Accepted { tcp, held, open: Arc::clone(&self.open) }).is_err() {
             tracing::error!("a thread that serves connections has ended");
         }
     }
 }
 
 /// Serves what is accepted. Ends, with all connections, when the server is dropped.
-async fn work(service: Arc<Service>, mut accepted: mpsc::UnboundedReceiver<Accepted>, open: Arc<()>) {
-    while let Some(Accepted { tcp, held }) = accepted.recv().await {
-        let (service, open) = (Arc::clone(&service), Arc::clone(&open));
+async fn work(service: Arc<Service>, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
+    while let Some(Accepted { tcp, held, open }) = accepted.recv().await {
+        let service = Arc::clone(&service);
         drop(tokio::spawn(async move {
             service.serve(tcp).await;
             drop((open, held));

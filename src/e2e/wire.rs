@@ -92,6 +92,30 @@ async fn chunked_bodies_and_expectations_are_understood() {
     assert_eq!(read_response(&mut connection).0, 200);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_before_the_body_does_not_hide_what_becomes_of_it() {
+    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+    let ask = |fleet: &Fleet, connection: &mut BufReader<TcpStream>| {
+        let sent = body();
+        let head = format!("{}expect: 100-continue\r\ncontent-length: {}\r\n\r\n", head(fleet), sent.len());
+        connection.get_mut().write_all(head.as_bytes()).unwrap();
+        assert_eq!(read_response(connection).0, 100);
+        connection.get_mut().write_all(sent.as_bytes()).unwrap();
+        read_response(connection)
+    };
+    let mut connection = connect(&fleet);
+    assert_eq!(ask(&fleet, &mut connection).0, 200);
+    fleet.kill("n1");
+    let (status, answer) = ask(&fleet, &mut connection);
+    assert!(status == 502 || status == 503, "{status} {answer}");
+    eventually("both have the status that the client got", async || {
+        let expected = format!("200\n{status}");
+        let statuses = fleet.sql("SELECT http_status FROM inference_requests ORDER BY http_status");
+        if statuses == expected { Ok(()) } else { Err(statuses) }
+    })
+    .await;
+}
+
 /// Two lengths for one body: whoever believes the other one sees a second request inside the first. A node must never.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_with_two_lengths_reaches_a_node_once_at_most() {

@@ -21,6 +21,8 @@ use tokio_util::either::Either;
 const IDLE: Duration = Duration::from_secs(50);
 /// Most idle connections to one node, per thread.
 const MOST: usize = 512;
+/// A connection that is closed later was not closed before it had the request.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// How often connections that nobody asks for are looked through.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -65,9 +67,10 @@ impl Connector {
     ) -> Result<(ToNode, Head), Box<Error>> {
         let idle = POOL.with_borrow_mut(|pool| pool.take(node, Instant::now()));
         if let Some(mut kept) = idle {
+            let sent_at = Instant::now();
             match kept.ask(head.clone(), body.clone()).await {
                 // Closed while the request was on its way, as nodes may at any time: that says nothing of the node.
-                Err(error) if kept.said_nothing(&error) => {}
+                Err(error) if kept.said_nothing(&error) && sent_at.elapsed() < ON_ITS_WAY => {}
                 answered => return answered.map(|head| (kept, head)),
             }
         }
