@@ -1,6 +1,6 @@
 //! What the edge is to cost, beside what it was measured to cost.
 
-use super::report::Measured;
+use super::measured::{Measured, Sample};
 use super::scenario::SubjectName::{self, Direct, Edge, Nginx, NginxCache, Pingora};
 use super::spread::Spread;
 use std::fmt::Write as _;
@@ -66,7 +66,7 @@ fn refused(all: &[Measured]) -> Option<Spread> {
     Spread::of([refused.median / proxied.median])
 }
 
-fn added(all: &[Measured], at: fn(&super::report::Sample) -> f64) -> Option<Spread> {
+fn added(all: &[Measured], at: fn(&Sample) -> f64) -> Option<Spread> {
     let measured = find(all, "chat-rate")?;
     let of = |subject: SubjectName| measured.samples.iter().filter(move |sample| sample.subject == subject);
     Spread::of(of(Edge).filter_map(|sample| {
@@ -89,7 +89,6 @@ fn waiting(all: &[Measured]) -> Option<Spread> {
 mod tests {
     use super::*;
     use crate::compare::oha::Seen;
-    use crate::compare::report::Sample;
     use crate::compare::scenario::Scenario;
 
     fn measured(name: &str, samples: &[(SubjectName, f64)]) -> Measured {

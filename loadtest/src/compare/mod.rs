@@ -2,6 +2,7 @@
 
 mod goals;
 mod hold;
+mod measured;
 mod oha;
 mod plot;
 mod replay;
@@ -15,8 +16,9 @@ mod trace;
 
 use crate::program::Cost;
 use anyhow::Context as _;
+use measured::Sample;
 use oha::Oha;
-use report::{Results, Sample};
+use report::Results;
 use scenario::{Scenario, SubjectName};
 use stage::Stage;
 use std::path::{Path, PathBuf};
