@@ -95,18 +95,17 @@ async fn chunked_bodies_and_expectations_are_understood() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_said_before_the_body_does_not_hide_what_becomes_of_it() {
     let mut fleet = Fleet::start(&["n1"], "0ms").await;
-    let ask = |fleet: &Fleet, connection: &mut BufReader<TcpStream>| {
-        let sent = body();
+    let ask = |fleet: &Fleet| {
+        let (mut connection, sent) = (connect(fleet), body());
         let head = format!("{}expect: 100-continue\r\ncontent-length: {}\r\n\r\n", head(fleet), sent.len());
         connection.get_mut().write_all(head.as_bytes()).unwrap();
-        assert_eq!(read_response(connection).0, 100);
+        assert_eq!(read_response(&mut connection).0, 100);
         connection.get_mut().write_all(sent.as_bytes()).unwrap();
-        read_response(connection)
+        read_response(&mut connection)
     };
-    let mut connection = connect(&fleet);
-    assert_eq!(ask(&fleet, &mut connection).0, 200);
+    assert_eq!(ask(&fleet).0, 200);
     fleet.kill("n1");
-    let (status, answer) = ask(&fleet, &mut connection);
+    let (status, answer) = ask(&fleet);
     assert!(status == 502 || status == 503, "{status} {answer}");
     eventually("both have the status that the client got", async || {
         let expected = format!("200\n{status}");
