@@ -247,7 +247,8 @@ async fn poison_is_refused_within_a_second_and_no_request_fails() {
     let good = impostor.delta(hello.holds, vec![entry(key_of(organization, 7))]);
     let to = hello.holds.then(good.entries[0].hash());
     write_frame(&mut send, &PushFrame::Delta(good)).await.unwrap();
-    let reply = timeout(Duration::from_secs(5), read_frame::<PushReply>(&mut recv)).await.unwrap().unwrap();
+    // How soon is not the matter here, and the machine may be busy.
+    let reply = timeout(Duration::from_secs(30), read_frame::<PushReply>(&mut recv)).await.unwrap().unwrap();
     assert_eq!(reply, Some(PushReply::Ack(to)));
     let answered = load.finish().await;
     println!("{answered} requests answered meanwhile, 0 failed");

@@ -46,7 +46,7 @@ pub(in crate::compare) async fn nginx(
          limit_req_zone $http_authorization zone=keys:16m rate=1000000r/s;\n\
          map $http_authorization $known {{ default 0; \"Bearer {KEY}\" 1; }}\n\
          upstream engines {{\n{upstreams}keepalive 512;\nkeepalive_requests 1000000000;\n}}\n\
-         proxy_http_version 1.1;\nproxy_set_header Connection \"\";\n{servers}}}\n",
+         proxy_http_version 1.1;\nproxy_read_timeout 600s;\nproxy_set_header Connection \"\";\n{servers}}}\n",
         threads = super::super::threads(),
     );
     std::fs::write(&file, settings)?;
