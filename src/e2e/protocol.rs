@@ -1,8 +1,11 @@
 //! What clients are told: every error class of the SDK, and what only a client without the SDK can do wrong.
 
 use crate::harness::{Fleet, MODEL, Reply, chat_body, eventually, get, post, python, send};
-use reqwest::Method;
+use reqwest::{Method, Version};
 use serde_json::json;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sdk_meets_every_error_class() {
@@ -126,4 +129,37 @@ async fn two_megabytes_pass_through_unchanged_in_both_directions() {
     let answer = reply.json();
     assert!(answer["choices"][0]["message"]["content"] == text.as_str(), "the answer is not the question");
     assert_eq!(answer["usage"]["prompt_tokens"], text.split_whitespace().count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_come_over_tls_by_either_version_of_http() {
+    let mut fleet = Fleet::start(&["n1"], "0ms").await;
+    let certificates = fleet.path("certs");
+    let file = |name: &str| certificates.join(name).display().to_string();
+    let settings = format!("http.tls_cert = \"{}\"\nhttp.tls_key = \"{}\"", file("edge.pem"), file("edge.key"));
+    let url = fleet.add_edge("edge-2", &settings).await;
+    fleet.until_pushed().await;
+    let address: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
+    let url = format!("https://edge.edge.turnpike.internal:{}/v1/chat/completions", address.port());
+    let authority = reqwest::Certificate::from_pem(&std::fs::read(file("ca.pem")).unwrap()).unwrap();
+    for (version, client) in
+        [(Version::HTTP_11, reqwest::Client::builder().http1_only()), (Version::HTTP_2, reqwest::Client::builder())]
+    {
+        let client = client.tls_certs_only([authority.clone()]).resolve("edge.edge.turnpike.internal", address);
+        let client = client.no_proxy().build().unwrap();
+        for streamed in [false, true, false] {
+            let ask = client.post(&url).bearer_auth(&fleet.key).json(&chat_body(MODEL, "one two", streamed));
+            let reply = ask.send().await.unwrap();
+            assert_eq!((reply.version(), reply.status().as_u16()), (version, 200));
+            let text = reply.text().await.unwrap();
+            assert!(text.contains("two") && text.trim_end().ends_with("[DONE]") == streamed, "{text}");
+        }
+    }
+    // Who does not speak TLS is told so by an alert.
+    let mut plain = TcpStream::connect(address).unwrap();
+    plain.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nhost: edge\r\n\r\n").unwrap();
+    let mut told = Vec::new();
+    plain.read_to_end(&mut told).unwrap();
+    assert_eq!(told.first(), Some(&21), "{told:?}");
 }
