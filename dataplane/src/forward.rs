@@ -34,10 +34,11 @@ pub(crate) async fn recorded(written: Written) -> Result<()> {
     if written.is_now() {
         return Ok(());
     }
+    let late = || Error::explain(NOT_RECORDED, "usage could not be recorded in time");
     tokio::select! {
         biased;
         () = written.wait() => Ok(()),
-        () = until(Instant::now() + METERING_PATIENCE) => Err(Error::explain(NOT_RECORDED, "usage could not be recorded in time")),
+        () = until(Instant::now() + METERING_PATIENCE) => Err(late()),
     }
 }
 

@@ -3,13 +3,17 @@
 use crate::harness::{Fleet, MODEL, chat_body, eventually, get};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Nothing here takes longer, unless the edge hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn connect(fleet: &Fleet) -> BufReader<TcpStream> {
-    let stream = TcpStream::connect(fleet.edge_url.strip_prefix("http://").unwrap()).unwrap();
+    connect_to(&fleet.edge_url)
+}
+
+fn connect_to(url: &str) -> BufReader<TcpStream> {
+    let stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     BufReader::new(stream)
 }
@@ -136,4 +140,53 @@ async fn a_request_with_two_lengths_reaches_a_node_once_at_most() {
     let answered = metrics.lines().filter(|line| line.starts_with("turnpike_node_requests_total{"));
     let count: u64 = answered.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();
     assert!(count <= 1, "{metrics}");
+}
+
+/// Whether a connection ends without another byte.
+fn is_closed(connection: &mut BufReader<TcpStream>) -> bool {
+    matches!(connection.read(&mut [0; 1]), Ok(0) | Err(_))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_over_the_cap_are_closed_and_a_stop_lets_streams_end() {
+    let mut fleet = Fleet::start(&["n1"], "100ms").await;
+    let url = fleet.add_edge("edge-2", "limits.max_connections = 3").await;
+    fleet.until_pushed().await;
+    let send = |connection: &mut BufReader<TcpStream>, text: &str, streamed: bool| {
+        let sent = chat_body(MODEL, text, streamed).to_string();
+        let request = format!("{}content-length: {}\r\n\r\n{sent}", head(&fleet), sent.len());
+        connection.get_mut().write_all(request.as_bytes()).unwrap();
+    };
+    let (mut busy, mut idle, third) = (connect_to(&url), connect_to(&url), connect_to(&url));
+    send(&mut idle, "one", false);
+    assert_eq!(read_response(&mut idle).0, 200);
+    let began = Instant::now();
+    assert!(is_closed(&mut connect_to(&url)) && began.elapsed() < PATIENCE, "a fourth one is open");
+    drop(third);
+    eventually("there is room again", async || {
+        let mut another = connect_to(&url);
+        another.get_mut().write_all(b"GET /v1/models HTTP/1.1\r\nhost: edge\r\n\r\n").map_err(|e| e.to_string())?;
+        let mut line = String::new();
+        another.read_line(&mut line).map_err(|e| e.to_string())?;
+        if line.contains("401") { Ok(()) } else { Err(line) }
+    })
+    .await;
+
+    send(&mut busy, "one two three four five six seven eight nine ten", true);
+    let mut line = String::new();
+    busy.read_line(&mut line).unwrap();
+    assert!(line.contains("200"), "{line}");
+    fleet.process("edge-2").signal("TERM");
+    let began = Instant::now();
+    assert!(is_closed(&mut idle) && began.elapsed() < PATIENCE, "who waits for nothing is let go");
+    let address = url.strip_prefix("http://").unwrap();
+    eventually("nobody is taken any more", async || match TcpStream::connect(address) {
+        Ok(_) => Err("connected".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .await;
+    let mut rest = String::new();
+    busy.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("ten") && rest.contains("[DONE]"), "{rest}");
+    assert!(fleet.process("edge-2").wait().success());
 }

@@ -298,6 +298,56 @@ fn has_room(info: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::RedisSettings;
+    use turnpike_parts::redis::Redis;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Asks until it is told what it waits for.
+    async fn until_told(edge: &SharedAnswers, key: &str, mark: &[u8], wanted: impl Fn(&Told) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !wanted(&edge.ask(key, mark).await.unwrap()) {
+            assert!(Instant::now() < deadline, "told something else");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_fence_stands_in_the_place_of_an_answer_which_is_found_also_when_redis_is_full() {
+        let redis = tokio::task::spawn_blocking(|| Redis::start_temporary().unwrap()).await.unwrap();
+        let urls = vec![redis.url().to_owned()];
+        let settings = RedisSettings { urls, cluster: false, ca: None, slow: Duration::from_millis(50), edges: 2 };
+        let edge = || Arc::new(SharedAnswers::new(RedisClient::new(&settings).unwrap(), Clock));
+        let (one, other) = (edge(), edge());
+        let (hash, other_mark) = (CacheKey::of(b"asked"), [FENCE, b"other"].concat());
+        let key = answer_key(hash);
+
+        let mark = [FENCE, b"one"].concat();
+        // Told again if it asks again, as by a client that did not hear of the first time.
+        for _ in 0..2 {
+            assert!(matches!(one.ask(&key, &mark).await, Ok(Told::Ours)));
+        }
+        assert!(matches!(other.ask(&key, &other_mark).await, Ok(Told::Theirs)));
+        drop(Fence { shared: Arc::clone(&one), key: key.clone(), mark });
+        until_told(&other, &key, &other_mark, |told| matches!(told, Told::Ours)).await;
+        // Another's fence stays where it is.
+        assert_eq!(one.client.run(&one.release, &[&key], &[b"flight:one".as_slice()]).await, Ok(0));
+
+        let body = "{}".into();
+        let answer = StoredAnswer { stored_at_ms: 7, streamed: false, prompt_tokens: 1, completion_tokens: 2, body };
+        let deadline = Instant::now() + PATIENCE;
+        let found = |told: &Told| matches!(told, Told::Answer(found) if *found == answer);
+        // A busy machine may be too slow for it once.
+        while !found(&one.ask(&key, b"flight:late").await.unwrap()) {
+            assert!(Instant::now() < deadline, "the answer is not kept");
+            let kept = Kept { key: hash, answer: Arc::new(answer.clone()), ttl: PATIENCE, fence: None };
+            other.put_all(vec![kept]).await;
+        }
+
+        redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
+        assert!(found(&one.ask(&key, b"flight:full").await.unwrap()));
+        assert!(matches!(one.ask(&answer_key(CacheKey::of(b"new")), b"flight:full").await, Ok(Told::Odd)));
+    }
 
     #[test]
     fn three_quarters_are_enough_for_answers() {

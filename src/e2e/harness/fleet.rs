@@ -297,9 +297,14 @@ impl Fleet {
         self.start_plane(edge).await;
     }
 
+    /// A plane's process.
+    pub(crate) fn process(&mut self, name: &str) -> &mut Process {
+        self.planes.get_mut(name).unwrap()
+    }
+
     /// Kills a plane as a power cut would.
     pub(crate) fn kill(&mut self, name: &str) {
-        self.planes.get_mut(name).unwrap().kill();
+        self.process(name).kill();
     }
 
     /// Crashes the database: one of its processes is killed, it ends all others, and recovers by its log.
