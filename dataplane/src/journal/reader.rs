@@ -49,7 +49,7 @@ impl Reader {
         self.position
     }
 
-    /// The next records below `durable`, at most about `limit`; `None` if there are none.
+    /// The next records below `durable`, at most `limit`; `None` if there are none. What it has read it does not read again.
     pub(crate) fn next(&mut self, durable: u64, limit: usize) -> Result<Option<Batch>, JournalError> {
         if self.position >= durable {
             return Ok(None);
@@ -65,9 +65,8 @@ impl Reader {
         let path = segment::path(self.journal.directory(), first);
         let mut window = WINDOW;
         loop {
-            let before = cursor;
             let bytes = Bytes::from(segment::read_from(&path, self.journal.epoch(), cursor.offset, window)?);
-            let scan = segment::scan(&bytes, limit);
+            let scan = segment::scan(&bytes, limit, durable);
             let is_all = bytes.len() < window;
             let Some(last) = scan.records.last() else {
                 if !is_all {
@@ -75,20 +74,18 @@ impl Reader {
                     window *= 2;
                     continue;
                 }
-                // The segment has no more that can be read.
-                let end_seq = next_segment.unwrap_or(durable);
+                // The segment has no more of them that can be read.
+                let end_seq = next_segment.unwrap_or(durable).min(durable);
                 return Ok(Some(Batch { first_seq, end_seq, events: Vec::new() }));
             };
             let end = last.seq + 1;
             cursor = Cursor { seq: end, offset: cursor.offset + scan.good_bytes as u64, ..cursor };
             if end > first_seq {
-                let records = scan.records.iter().filter(|found| (first_seq..durable).contains(&found.seq));
+                let records = scan.records.iter().filter(|found| found.seq >= first_seq);
                 let readable = records.filter(|found| self.journal.is_own(found.seq) || is_readable(found, &path));
                 let events = readable.filter_map(|found| Some(EncodedEvent(bytes.slice_ref(found.event()?))));
-                let (events, end_seq) = (events.collect(), end.min(durable));
-                // Records beyond what is durable are read again.
-                self.cursor = Some(if end <= durable { cursor } else { before });
-                return Ok(Some(Batch { first_seq, end_seq, events }));
+                self.cursor = Some(cursor);
+                return Ok(Some(Batch { first_seq, end_seq: end, events: events.collect() }));
             }
         }
     }
@@ -122,4 +119,29 @@ fn is_readable(found: &Found<'_>, path: &Path) -> bool {
         tracing::error!(segment = %path.display(), record = found.seq, "a usage record cannot be read and is not shipped");
     }
     is_readable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::segment::fixtures::event;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_durable_yet_is_left_and_what_was_read_is_not_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = Journal::open(directory.path(), 1 << 30, |_, _| ()).unwrap();
+        for number in 0..10 {
+            opened.journal.permit(1).unwrap().record(event(number)).wait().await;
+        }
+        let mut reader = Reader::open(&opened.journal).unwrap();
+        for (durable, limit, wanted) in [(3, 100, 0..3), (7, 2, 3..5), (7, 2, 5..7), (10, 100, 7..10)] {
+            let batch = reader.next(durable, limit).unwrap().unwrap();
+            let read = batch.events.iter().map(|event| event.decode().unwrap().prompt_tokens);
+            assert_eq!(read.collect::<Vec<_>>(), wanted.clone().collect::<Vec<_>>());
+            assert_eq!((batch.first_seq, batch.end_seq), (wanted.start.into(), wanted.end.into()));
+            assert_eq!(reader.cursor.unwrap().seq, batch.end_seq, "the next reading begins there");
+            reader.advance(batch.end_seq).unwrap();
+        }
+        assert!(reader.next(10, 100).unwrap().is_none());
+    }
 }

@@ -50,7 +50,7 @@ pub(super) fn recover(directory: &Path, epoch: u64, shipped: u64) -> Result<Reco
             break;
         }
         let bytes = segment::read_from(&path, epoch, segment::HEADER, usize::MAX)?;
-        let scan = segment::scan(&bytes, usize::MAX);
+        let scan = segment::scan_all(&bytes);
         let (good, rest) = (segment::HEADER + scan.good_bytes as u64, bytes.len() - scan.good_bytes);
         if scan.damaged_bytes > 0 || rest > 0 && !is_last {
             let damaged_bytes = scan.damaged_bytes + rest;

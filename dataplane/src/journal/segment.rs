@@ -99,13 +99,19 @@ pub(super) struct Scan<'a> {
     pub(super) damaged_bytes: usize,
 }
 
-/// Reads records from the beginning of `bytes`, at most `limit`. What follows the last good record is a torn tail, or goes
-/// on beyond the bytes.
-pub(super) fn scan(bytes: &[u8], limit: usize) -> Scan<'_> {
+/// Reads all records in `bytes`.
+pub(super) fn scan_all(bytes: &[u8]) -> Scan<'_> {
+    scan(bytes, usize::MAX, u64::MAX)
+}
+
+/// Reads records from the beginning of `bytes`, at most `limit`, up to the first that has number `end` or a later one. What
+/// follows the last good record otherwise is a torn tail, or goes on beyond the bytes.
+pub(super) fn scan(bytes: &[u8], limit: usize, end: u64) -> Scan<'_> {
     let mut scan = Scan::default();
     let mut at = 0;
     while at < bytes.len() && scan.records.len() < limit {
         match record(&bytes[at..]) {
+            Some(found) if found.seq >= end => break,
             Some(found) => {
                 scan.records.push(found);
                 at += FRAME + found.payload.len();
@@ -239,7 +245,7 @@ mod tests {
     fn a_cut_at_any_byte_loses_at_most_the_last_record() {
         let (bytes, ends) = three();
         for cut in 0..=bytes.len() {
-            let scan = scan(&bytes[..cut], usize::MAX);
+            let scan = scan_all(&bytes[..cut]);
             let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
             assert_eq!((scan.records.len(), scan.good_bytes), (whole, ends[whole]), "cut at {cut}");
             assert_eq!(scan.damaged_bytes, 0);
@@ -252,7 +258,7 @@ mod tests {
         for bit in 0..ends[2] * 8 {
             let mut bytes = bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let scan = scan(&bytes, usize::MAX);
+            let scan = scan_all(&bytes);
             let hit = u64::from(bit / 8 >= ends[1]);
             let kept: Vec<u64> = scan.records.iter().map(|found| found.seq).collect();
             assert_eq!(kept, [0, 1, 2].into_iter().filter(|seq| *seq != hit).collect::<Vec<_>>(), "bit {bit}");

@@ -71,7 +71,7 @@ async fn what_was_written_is_in_the_file_and_what_was_flushed_is_durable() {
         // Read from the file itself, not from what the writer says of it.
         let path = segment::path(directory.path(), 0);
         let bytes = segment::read_from(&path, opened.journal.epoch(), segment::HEADER, 1 << 20).unwrap();
-        assert_eq!(segment::scan(&bytes, usize::MAX).records.len(), number as usize);
+        assert_eq!(segment::scan_all(&bytes).records.len(), number as usize);
         if number % 10 == 0 {
             opened.journal.flush().await;
             assert_eq!(opened.journal.position().borrow().durable, u64::from(number));
@@ -111,7 +111,7 @@ fn records_of_many_threads_are_all_written_each_intent_before_its_event() {
     for first in segment::list(directory.path()).unwrap() {
         let path = segment::path(directory.path(), first);
         let bytes = segment::read_from(&path, epoch, segment::HEADER, usize::MAX).unwrap();
-        for record in segment::scan(&bytes, usize::MAX).records {
+        for record in segment::scan_all(&bytes).records {
             match record.decode() {
                 Some(Record::Intent(intent)) => assert!(begun.insert(intent.id), "once"),
                 Some(Record::Final(event)) => {
@@ -315,7 +315,7 @@ fn damage_inside_costs_the_records_it_hits_and_their_requests_are_orphans() {
     close(opened);
     let path = segment::path(directory.path(), 0);
     let bytes = segment::read_from(&path, epoch, segment::HEADER, usize::MAX).unwrap();
-    let before = segment::scan(&bytes, 3).good_bytes as u64;
+    let before = segment::scan(&bytes, 3, u64::MAX).good_bytes as u64;
     let hit = segment::HEADER + before + 40;
     OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"?????", hit).unwrap();
 
