@@ -11,7 +11,7 @@ use std::ops::Range;
 use turnpike_config::{CacheKey, Endpoint, OrgId};
 
 /// Raised whenever keys are made differently, so that no answer is found by a key of another make.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// Objects and arrays inside each other, the body itself among them: serde_json's own limit.
 const MAX_DEPTH: u32 = 127;
 /// Members of the body that change how an answer is delivered or accounted for, not what it says. `model` is what the
