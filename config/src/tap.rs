@@ -11,7 +11,7 @@ pub use document::is_good_end;
 use crate::{Endpoint, Tokens};
 use bytes::{Bytes, BytesMut};
 use document::Document;
-use memchr::{memmem, memrchr_iter};
+use memchr::{memchr_iter, memmem, memrchr_iter};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::sync::OnceLock;
@@ -225,6 +225,7 @@ impl StreamTap {
             }
             let end = first_event_end(&events[at..]).map_or(events.len(), |end| at + end);
             if self.is_ours(&events[start..end]) {
+                kept.reserve(events.len() - kept_to);
                 kept.extend_from_slice(&events[kept_to..start]);
                 kept_to = end;
             }
@@ -258,8 +259,8 @@ impl StreamTap {
 
 /// What follows each `data:` that begins a line. Inside of generated text, line ends are escaped.
 fn data_lines(events: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let begins = |at: &usize| at.checked_sub(1).is_none_or(|before| events[before] == b'\n');
-    memmem::find_iter(events, b"data:").filter(begins).map(|at| &events[at + b"data:".len()..])
+    let lines = std::iter::once(0).chain(memchr_iter(b'\n', events).map(|end| end + 1));
+    lines.filter_map(|start| events[start..].strip_prefix(b"data:"))
 }
 
 /// End of the last whole event: events end with an empty line, after LF or CRLF.
@@ -269,7 +270,7 @@ fn last_event_end(data: &[u8]) -> Option<usize> {
 }
 
 fn first_event_end(data: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'\n', data).find_map(|at| match data.get(at + 1..)? {
+    memchr_iter(b'\n', data).find_map(|at| match data.get(at + 1..)? {
         [b'\n', ..] => Some(at + 2),
         [b'\r', b'\n', ..] => Some(at + 3),
         _ => None,

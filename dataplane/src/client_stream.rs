@@ -94,6 +94,11 @@ impl ClientStream {
         Ok(())
     }
 
+    /// Whether it is one of HTTP/2, by what was read first.
+    pub(crate) fn begins_http2(&self) -> bool {
+        self.first.starts_with(H2_PREFACE)
+    }
+
     /// Writes what was gathered and what comes after it, and says how much. Not without end for a client who takes nothing,
     /// whoever waits for it.
     fn poll_send(&mut self, context: &mut Context<'_>, after: &[u8]) -> Poll<Result<usize>> {

@@ -2,7 +2,7 @@
 
 use crate::assign::{Try, assign};
 use crate::client::Client;
-use crate::deadlines::{Deadlines, LATE_END, LATE_FIRST_BYTE, until};
+use crate::deadlines::{Alarm, Deadlines, LATE_END, LATE_FIRST_BYTE, until};
 use crate::edge::Edge;
 use crate::journal::Written;
 use crate::reject::Reject;
@@ -43,7 +43,12 @@ pub(crate) async fn recorded(written: Written) -> Result<()> {
 }
 
 /// Gets the answer to a request that is ready for a node. Of an error, the client has not been told.
-pub(crate) async fn forward(edge: &Arc<Edge>, session: &mut Session, request: &mut Request) -> Result<()> {
+pub(crate) async fn forward(
+    edge: &Arc<Edge>,
+    session: &mut Session,
+    request: &mut Request,
+    alarm: &mut Alarm,
+) -> Result<()> {
     let audience = request.dispatch().and_then(|dispatch| dispatch.fill.as_ref()?.audience());
     let mut client = Client::new(session, audience);
     loop {
@@ -51,7 +56,7 @@ pub(crate) async fn forward(edge: &Arc<Edge>, session: &mut Session, request: &m
             request.reject = Some(reject);
             Error::new(NO_NODE)
         })?;
-        let tried = attempt(edge, &mut client, request, &to).await;
+        let tried = attempt(edge, &mut client, request, &to, alarm).await;
         if let Some(dispatch) = request.dispatch() {
             dispatch.client_left = client.has_left();
         }
@@ -67,12 +72,18 @@ pub(crate) async fn forward(edge: &Arc<Edge>, session: &mut Session, request: &m
 }
 
 /// One node's try.
-async fn attempt(edge: &Arc<Edge>, client: &mut Client<'_>, request: &mut Request, to: &Try) -> Result<()> {
+async fn attempt(
+    edge: &Arc<Edge>,
+    client: &mut Client<'_>,
+    request: &mut Request,
+    to: &Try,
+    alarm: &mut Alarm,
+) -> Result<()> {
     let head = head_for_node(client.session(), request).await?;
     let dispatch = request.dispatch().ok_or_else(internal)?;
     let (body, silence) = (dispatch.body.clone(), edge.settings.limits.node_timeout);
     dispatch.sent_at.get_or_insert_with(Instant::now);
-    let mut waiting = Waiting { client, deadlines: dispatch.deadlines, silence };
+    let mut waiting = Waiting { client, alarm, deadlines: dispatch.deadlines, silence };
     let (mut node, mut head) = waiting.until(edge.nodes.ask(&to.node, to.connect, head.freeze(), body)).await?;
     crash_point("edge.after_dispatch");
     has_begun(request, &mut head)?;
@@ -113,6 +124,7 @@ async fn attempt(edge: &Arc<Edge>, client: &mut Client<'_>, request: &mut Reques
 /// Waits for a node as long as somebody waits for its answer, and it is in time.
 struct Waiting<'a, 'c> {
     client: &'a mut Client<'c>,
+    alarm: &'a mut Alarm,
     deadlines: Deadlines,
     /// How long a node may say nothing.
     silence: Duration,
@@ -125,7 +137,7 @@ impl Waiting<'_, '_> {
             biased;
             done = node => done,
             error = self.client.nobody_waits() => Err(error),
-            () = until(due) => Err(Error::new_up(late)),
+            () = self.alarm.until(due) => Err(Error::new_up(late)),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! between, nodes included, is ours.
 
 use crate::admit::{Admitted, admit};
-use crate::deadlines::until;
+use crate::deadlines::Alarm;
 use crate::edge::Edge;
 use crate::forward::{self, forward};
 use crate::request::Request;
@@ -10,6 +10,7 @@ use crate::{ingress, meter, respond};
 use async_trait::async_trait;
 use http::Method;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession as Session;
 use pingora::server::ShutdownWatch;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -21,7 +22,10 @@ use turnpike_config::Tap;
 /// theirs (10 minutes). Pingora itself bounds each read, by a minute, but not all of them.
 const HEAD_PATIENCE: Duration = Duration::from_secs(660);
 
-/// The edge as Pingora's server sees it.
+/// How long a client is told that his connection is kept without a request, seconds.
+const KEPT_S: u64 = 60;
+
+/// What is done with connections. Pingora sees to those that speak HTTP/2, and asks for each of their streams.
 pub(crate) struct Proxy {
     edge: Arc<Edge>,
     options: HttpServerOptions,
@@ -35,11 +39,39 @@ impl Proxy {
         Self { edge, options }
     }
 
+    /// Serves a connection that speaks HTTP/1, one request after the other.
+    pub(crate) async fn serve_http1(&self, stream: Stream, stopping: &ShutdownWatch) {
+        let mut session = Session::new_http1(stream);
+        session.set_keepalive(Some(KEPT_S));
+        let mut alarm = Alarm::default();
+        while self.next_request(&mut session, stopping, &mut alarm).await {
+            let settings = HttpPersistentSettings::for_session(&session);
+            let Ok(Some(kept)) = session.finish().await else { return };
+            let kept = ReusedHttpStream::from_reusable_stream(kept, settings);
+            let (stream, settings) = kept.consume();
+            session = Session::new_http1(stream);
+            if let Some(settings) = settings {
+                settings.apply_to_session(&mut session);
+            }
+        }
+    }
+
+    /// Waits for a request and serves it; false if the session is of no further use.
+    async fn next_request(&self, session: &mut Session, stopping: &ShutdownWatch, alarm: &mut Alarm) -> bool {
+        if !has_request(session, stopping, HEAD_PATIENCE, alarm).await {
+            return false;
+        }
+        if *stopping.borrow() {
+            session.set_keepalive(None);
+        }
+        self.serve(session, alarm).await.is_ok()
+    }
+
     /// Sees to one request, and to its outcome. Of an error, the client has been told where that was possible; his connection
     /// is of no further use.
-    async fn serve(&self, session: &mut Session) -> Result<()> {
+    async fn serve(&self, session: &mut Session, alarm: &mut Alarm) -> Result<()> {
         let mut request = Request::begin(&self.edge);
-        let served = self.answer(session, &mut request).await;
+        let served = self.answer(session, &mut request, alarm).await;
         if let Err(error) = &served {
             self.fail(session, error, &mut request).await;
         }
@@ -54,9 +86,9 @@ impl Proxy {
         served
     }
 
-    async fn answer(&self, session: &mut Session, request: &mut Request) -> Result<()> {
+    async fn answer(&self, session: &mut Session, request: &mut Request, alarm: &mut Alarm) -> Result<()> {
         match admit(&self.edge, session, request).await {
-            Ok(Admitted::Dispatch) => forward(&self.edge, session, request).await,
+            Ok(Admitted::Dispatch) => forward(&self.edge, session, request, alarm).await,
             Ok(Admitted::Answered) => Ok(()),
             Err(reject) => {
                 ingress::discard_body(session).await;
@@ -98,16 +130,10 @@ impl HttpServerApp for Proxy {
         mut session: Session,
         stopping: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        if !has_request(&mut session, stopping, HEAD_PATIENCE).await {
-            return None;
+        if self.next_request(&mut session, stopping, &mut Alarm::default()).await {
+            drop(session.finish().await);
         }
-        if *stopping.borrow() {
-            session.set_keepalive(None);
-        }
-        self.serve(&mut session).await.ok()?;
-        let settings = HttpPersistentSettings::for_session(&session);
-        let kept = session.finish().await.ok().flatten()?;
-        Some(ReusedHttpStream::from_reusable_stream(kept, settings))
+        None
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
@@ -116,13 +142,18 @@ impl HttpServerApp for Proxy {
 }
 
 /// Waits for the head of a request. A connection on which none comes in time is closed, also when the edge stops.
-async fn has_request(session: &mut Session, stopping: &ShutdownWatch, patience: Duration) -> bool {
+async fn has_request(
+    session: &mut Session,
+    stopping: &ShutdownWatch,
+    patience: Duration,
+    alarm: &mut Alarm,
+) -> bool {
     let mut stopping = stopping.clone();
     let read = tokio::select! {
         biased;
         read = session.read_request() => read,
         _ = stopping.wait_for(|stops| *stops) => return false,
-        () = until(Instant::now() + patience) => return false,
+        () = alarm.until(Instant::now() + patience) => return false,
     };
     let refusal = match read {
         // How a tunnel's requests are framed is another matter.
@@ -164,18 +195,19 @@ mod tests {
         let (stop, stopping) = watch::channel(false);
         let long = Duration::from_secs(60);
         let (mut whole, _client) = session(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-        assert!(has_request(&mut whole, &stopping, long).await);
+        assert!(has_request(&mut whole, &stopping, long, &mut Alarm::default()).await);
         let (mut slow, _client) = session(b"GET / HTTP/1.1\r\nho").await;
-        assert!(!has_request(&mut slow, &stopping, Duration::from_millis(30)).await);
+        assert!(!has_request(&mut slow, &stopping, Duration::from_millis(30), &mut Alarm::default()).await);
         let (mut tunnel, _client) = session(b"CONNECT h:1 HTTP/1.1\r\nhost: h\r\n\r\n").await;
-        assert!(!has_request(&mut tunnel, &stopping, long).await);
+        assert!(!has_request(&mut tunnel, &stopping, long, &mut Alarm::default()).await);
         let (mut waiting, _client) = session(b"").await;
         let began = Instant::now();
+        let mut alarm = Alarm::default();
         let stopped = async {
             tokio::task::yield_now().await;
             stop.send_replace(true);
         };
-        let (has, ()) = tokio::join!(has_request(&mut waiting, &stopping, long), stopped);
+        let (has, ()) = tokio::join!(has_request(&mut waiting, &stopping, long, &mut alarm), stopped);
         assert!(!has && began.elapsed() < long);
     }
 }

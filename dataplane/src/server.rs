@@ -8,7 +8,7 @@ use crate::proxy::Proxy;
 use crate::settings::Settings;
 use pingora::apps::ServerApp;
 use pingora::listeners::tls::{Acceptor, TlsSettings};
-use pingora::protocols::Stream;
+use pingora::protocols::{ALPN, Ssl as _, Stream};
 use pingora::protocols::tls::server::handshake;
 use rustls::sign::SingleCertAndKey;
 use std::net::{SocketAddr, TcpStream};
@@ -187,21 +187,28 @@ impl Service {
     async fn serve(&self, tcp: TcpStream) {
         let opened = tokio::time::timeout(OPENING_PATIENCE, self.open(tcp)).await;
         match opened {
-            Ok(Ok(stream)) => drop(self.proxy.process_new(stream, &self.stops).await),
+            Ok(Ok((stream, true))) => drop(self.proxy.process_new(stream, &self.stops).await),
+            Ok(Ok((stream, false))) => self.proxy.serve_http1(stream, &self.stops).await,
             Ok(Err(error)) => tracing::debug!(%error, "a connection did not come about"),
             Err(_) => tracing::debug!("a connection was closed: nothing came within {OPENING_PATIENCE:?}"),
         }
     }
 
-    async fn open(&self, tcp: TcpStream) -> pingora::Result<Stream> {
+    /// The stream, and whether it is one of HTTP/2.
+    async fn open(&self, tcp: TcpStream) -> pingora::Result<(Stream, bool)> {
         let broken = |error: std::io::Error| pingora::Error::because(pingora::ErrorType::ReadError, "opening", error);
         let mut stream = ClientStream::new(tcp).map_err(broken)?;
         match &self.tls {
             None => {
                 stream.read_first().await.map_err(broken)?;
-                Ok(Box::new(stream))
+                let is_http2 = stream.begins_http2();
+                Ok((Box::new(stream), is_http2))
             }
-            Some(tls) => Ok(Box::new(handshake(tls, stream).await?)),
+            Some(tls) => {
+                let stream = handshake(tls, stream).await?;
+                let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+                Ok((Box::new(stream), is_http2))
+            }
         }
     }
 }

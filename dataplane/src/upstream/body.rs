@@ -90,6 +90,8 @@ impl Body {
                     if taken.is_empty() {
                         *taken = piece;
                     } else {
+                        // Room for all that may follow, so that it is copied once.
+                        taken.reserve(piece.len() + buffer.len());
                         taken.extend_from_slice(&piece);
                     }
                 }
