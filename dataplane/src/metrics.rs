@@ -46,7 +46,8 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     duration: Family<EndpointLabel, Histogram, fn() -> Histogram>,
     first_byte: Family<EndpointLabel, Histogram, fn() -> Histogram>,
-    tokens: Family<TokenLabels, Counter>,
+    input_tokens: Counter,
+    output_tokens: Counter,
     cached: Family<CacheLabels, Counter>,
     shadows: Family<ShadowLabels, Counter>,
     /// Shadows that were not sent, since too many were on their way or no node was ready.
@@ -113,7 +114,8 @@ impl Metrics {
             requests: Family::default(),
             duration: Family::new_with_constructor(latency),
             first_byte: Family::new_with_constructor(latency),
-            tokens: Family::default(),
+            input_tokens: Counter::default(),
+            output_tokens: Counter::default(),
             cached: Family::default(),
             shadows: Family::default(),
             shadows_skipped: Counter::default(),
@@ -162,7 +164,10 @@ impl Metrics {
             self.journal_write.clone(),
         );
         r.register_with_unit("request_first_byte", "Arrival to first body byte", seconds, self.first_byte.clone());
-        r.register("tokens", "Tokens metered by direction", self.tokens.clone());
+        let tokens = Family::<TokenLabels, Counter>::default();
+        self.input_tokens = tokens.get_or_create_owned(&TokenLabels { direction: "input" });
+        self.output_tokens = tokens.get_or_create_owned(&TokenLabels { direction: "output" });
+        r.register("tokens", "Tokens metered by direction", tokens);
         r.register("unmetered_requests", "Requests without an accepted key, or listings", self.unmetered.clone());
         r.register("connections_refused", "Connections over the limit", self.connections_refused.clone());
         r.register("retries", "Requests tried on a further node", self.retries.clone());
@@ -229,8 +234,8 @@ impl Metrics {
         if let Some(status) = event.cache {
             self.cached.get_or_create(&CacheLabels { status: status.name() }).inc();
         }
-        self.tokens.get_or_create(&TokenLabels { direction: "input" }).inc_by(event.prompt_tokens.into());
-        self.tokens.get_or_create(&TokenLabels { direction: "output" }).inc_by(event.completion_tokens.into());
+        self.input_tokens.inc_by(event.prompt_tokens.into());
+        self.output_tokens.inc_by(event.completion_tokens.into());
     }
 
     /// The exposition text.

@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use turnpike_config::Tap;
 
 /// How long a connection may wait for a request together with the time that its head takes: longer than load balancers keep
-/// theirs (10 minutes). Pingora itself bounds each read, by a minute, but not all of them.
+/// theirs (10 minutes). Pingora's own limits are for each read, and a timer for each.
 const HEAD_PATIENCE: Duration = Duration::from_secs(660);
 
-/// How long a client is told that his connection is kept without a request, seconds.
-const KEPT_S: u64 = 60;
+/// Pingora's word for connections that it is not to close, seconds.
+const KEPT: u64 = 0;
 
 /// What is done with connections. Pingora sees to those that speak HTTP/2, and asks for each of their streams.
 pub(crate) struct Proxy {
@@ -42,7 +42,7 @@ impl Proxy {
     /// Serves a connection that speaks HTTP/1, one request after the other.
     pub(crate) async fn serve_http1(&self, stream: Stream, stopping: &ShutdownWatch) {
         let mut session = Session::new_http1(stream);
-        session.set_keepalive(Some(KEPT_S));
+        session.set_keepalive(Some(KEPT));
         let mut alarm = Alarm::default();
         while self.next_request(&mut session, stopping, &mut alarm).await {
             let settings = HttpPersistentSettings::for_session(&session);

@@ -274,7 +274,7 @@ async fn stored(answer: Arc<StoredAnswer>) -> Option<Vec<u8>> {
 }
 
 fn answer_key(key: CacheKey) -> String {
-    format!("response:{{{key}}}")
+    ["response:{", &key.to_string(), "}"].concat()
 }
 
 /// Sets a key for so long.

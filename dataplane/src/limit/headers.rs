@@ -15,24 +15,24 @@ struct Named {
     left: &'static str,
 }
 
-const REQUESTS: Named = Named {
+static REQUESTS: Named = Named {
     limit: HeaderName::from_static("x-ratelimit-limit-requests"),
     remaining: HeaderName::from_static("x-ratelimit-remaining-requests"),
     reset: HeaderName::from_static("x-ratelimit-reset-requests"),
     policy: "\"requests\";q=",
     left: "\"requests\";r=",
 };
-const TOKENS: Named = Named {
+static TOKENS: Named = Named {
     limit: HeaderName::from_static("x-ratelimit-limit-tokens"),
     remaining: HeaderName::from_static("x-ratelimit-remaining-tokens"),
     reset: HeaderName::from_static("x-ratelimit-reset-tokens"),
     policy: "\"tokens\";q=",
     left: "\"tokens\";r=",
 };
-/// Both headers of the IETF have room in it.
-const LONGEST: usize = 96;
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LEFT: HeaderName = HeaderName::from_static("ratelimit");
+/// Room for all values of an answer, bytes.
+const LONGEST: usize = 256;
+static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static LEFT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// The state of a limit, as answers tell it.
 struct State {
@@ -56,49 +56,80 @@ pub(crate) fn tell(headers: &mut HeaderMap, model: Option<&str>, key: &Limits, o
         });
         states.min_by_key(|state| state.remaining)
     };
-    let (mut policies, mut lefts) = (String::with_capacity(LONGEST), String::with_capacity(LONGEST));
-    // Text in, and of numbers: a value can be made of it.
-    let value =
-        |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""));
-    for (named, state) in [(REQUESTS, least(|r| &r.requests)), (TOKENS, least(|r| &r.tokens))] {
-        let Some(State { limit, remaining, reset_s }) = state else { continue };
-        headers.insert(named.limit, HeaderValue::from(limit));
-        headers.insert(named.remaining, HeaderValue::from(remaining));
-        headers.insert(named.reset, value(reset(reset_s)));
-        if !policies.is_empty() {
-            policies.push_str(", ");
-            lefts.push_str(", ");
-        }
-        write(&mut policies, named.policy, limit);
-        policies.push_str(";w=60");
-        write(&mut lefts, named.left, remaining);
-        write(&mut lefts, ";t=", whole(reset_s));
+    let states = [(&REQUESTS, least(|r| &r.requests)), (&TOKENS, least(|r| &r.tokens))];
+    let told = || states.iter().filter_map(|(named, state)| Some((named, state.as_ref()?)));
+    let mut values = Values::default();
+    for (named, state) in told() {
+        values.add(&named.limit, |text| write(text, "", state.limit));
+        values.add(&named.remaining, |text| write(text, "", state.remaining));
+        values.add(&named.reset, |text| reset(text, state.reset_s));
     }
-    if !policies.is_empty() {
-        headers.insert(POLICY, value(policies));
-        headers.insert(LEFT, value(lefts));
+    if told().next().is_some() {
+        values.add(&POLICY, |text| {
+            for (nth, (named, state)) in told().enumerate() {
+                text.push_str(if nth == 0 { "" } else { ", " });
+                write(text, named.policy, state.limit);
+                text.push_str(";w=60");
+            }
+        });
+        values.add(&LEFT, |text| {
+            for (nth, (named, state)) in told().enumerate() {
+                text.push_str(if nth == 0 { "" } else { ", " });
+                write(text, named.left, state.remaining);
+                write(text, ";t=", whole(state.reset_s));
+            }
+        });
+    }
+    values.insert_into(headers);
+}
+
+/// Headers whose values lie in one piece of memory: every answer has eight of them.
+struct Values<'a> {
+    text: String,
+    /// Where each value ends.
+    ends: Vec<(&'a HeaderName, usize)>,
+}
+
+impl Default for Values<'_> {
+    fn default() -> Self {
+        Self { text: String::with_capacity(LONGEST), ends: Vec::with_capacity(8) }
+    }
+}
+
+impl<'a> Values<'a> {
+    fn add(&mut self, name: &'a HeaderName, write: impl FnOnce(&mut String)) {
+        write(&mut self.text);
+        self.ends.push((name, self.text.len()));
+    }
+
+    fn insert_into(self, headers: &mut HeaderMap) {
+        let (text, mut start) = (Bytes::from(self.text), 0);
+        for (name, end) in self.ends {
+            // Text in, and of numbers: a value can be made of it.
+            let value = HeaderValue::from_maybe_shared(text.slice(start..end));
+            headers.insert(name, value.unwrap_or(HeaderValue::from_static("")));
+            start = end;
+        }
     }
 }
 
 /// A duration as OpenAI writes it: `17ms`, `6.1s`, `1m2s`.
-fn reset(seconds: f64) -> String {
-    let mut text = String::with_capacity(16);
+fn reset(text: &mut String, seconds: f64) {
     if seconds < 1.0 {
-        write(&mut text, "", whole(seconds * 1_000.0));
+        write(text, "", whole(seconds * 1_000.0));
         text.push('m');
     } else if seconds < 60.0 {
         let tenths = whole(seconds * 10.0);
-        write(&mut text, "", tenths / 10);
+        write(text, "", tenths / 10);
         if !tenths.is_multiple_of(10) {
-            write(&mut text, ".", tenths % 10);
+            write(text, ".", tenths % 10);
         }
     } else {
         let seconds = whole(seconds);
-        write(&mut text, "", seconds / 60);
-        write(&mut text, "m", seconds % 60);
+        write(text, "", seconds / 60);
+        write(text, "m", seconds % 60);
     }
     text.push('s');
-    text
 }
 
 /// Adds a number and what comes before it. Every answer has several: the formatter would take ten times as long.
@@ -119,6 +150,11 @@ mod tests {
 
     #[test]
     fn durations_are_written_as_openai_does() {
-        assert_eq!([0.0, 0.0171, 6.04, 60.0, 61.2].map(reset), ["0ms", "18ms", "6.1s", "1m0s", "1m2s"]);
+        let written = [0.0, 0.0171, 6.04, 60.0, 61.2].map(|seconds| {
+            let mut text = String::new();
+            reset(&mut text, seconds);
+            text
+        });
+        assert_eq!(written, ["0ms", "18ms", "6.1s", "1m0s", "1m2s"]);
     }
 }

@@ -27,7 +27,7 @@ const ON_ITS_WAY: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// A connection to a node.
-type ToNode = Connection<Either<TcpStream, TlsStream<TcpStream>>>;
+type ToNode = Connection<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
 
 struct Idle {
     connection: ToNode,
@@ -90,7 +90,7 @@ impl Connector {
         let name = ServerName::try_from(name.clone()).map_err(unnamed)?;
         let refused =
             |error| Error::because(ErrorType::TLSHandshakeFailure, "speaking TLS to the node", error).into_up();
-        Ok(Connection::new(Either::Right(self.tls.connect(name, stream).await.map_err(refused)?)))
+        Ok(Connection::new(Either::Right(Box::new(self.tls.connect(name, stream).await.map_err(refused)?))))
     }
 
     /// Keeps a connection whose answer is over, if it can be used again.
