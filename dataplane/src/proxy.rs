@@ -142,12 +142,7 @@ impl HttpServerApp for Proxy {
 }
 
 /// Waits for the head of a request. A connection on which none comes in time is closed, also when the edge stops.
-async fn has_request(
-    session: &mut Session,
-    stopping: &ShutdownWatch,
-    patience: Duration,
-    alarm: &mut Alarm,
-) -> bool {
+async fn has_request(session: &mut Session, stopping: &ShutdownWatch, patience: Duration, alarm: &mut Alarm) -> bool {
     let mut stopping = stopping.clone();
     let read = tokio::select! {
         biased;

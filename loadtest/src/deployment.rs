@@ -27,6 +27,8 @@ const LINES: usize = 20;
 pub(crate) struct EdgePlane {
     /// Where clients ask it.
     pub(crate) address: SocketAddr,
+    /// Where it tells its metrics.
+    pub(crate) admin: SocketAddr,
     pub(crate) program: Program,
 }
 
@@ -240,7 +242,7 @@ impl Deployment {
         std::fs::write(self.path(&format!("{name}.toml")), settings)?;
         let program = self.start_plane("dataplane", name)?;
         self.until_ready(name, &format!("http://{admin}"), &program).await?;
-        Ok(EdgePlane { address, program })
+        Ok(EdgePlane { address, admin, program })
     }
 
     /// Where its files are.

@@ -97,7 +97,8 @@ mod tests {
             let rss_mib = Some(*value);
             Sample { cpu_us: Some(*value), rss_mib, rss_early_mib: rss_mib, ..Sample::new(*subject, 1, seen, None) }
         };
-        Measured { scenario: Scenario::find(name).unwrap(), samples: samples.iter().map(sample).collect() }
+        let (scenario, samples) = (Scenario::find(name).unwrap(), samples.iter().map(sample).collect());
+        Measured { scenario, samples, failed: Vec::new() }
     }
 
     #[test]

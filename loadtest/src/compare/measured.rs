@@ -22,6 +22,8 @@ pub(super) struct Sample {
     pub(super) rss_mib: Option<f64>,
     /// Resident early on, of what goes on for long.
     pub(super) rss_early_mib: Option<f64>,
+    /// Part of the requests that it answered from a cache, where it has one.
+    pub(super) reused: Option<f64>,
     /// Of streams, which are measured apart.
     pub(super) tokens: Option<Tokens>,
 }
@@ -31,8 +33,8 @@ impl Sample {
         let Seen { requests, per_second, p50_us, p99_us } = seen;
         let each = |cost: Cost| cost.cpu.as_secs_f64() * 1e6 / requests as f64;
         let (cpu_us, rss_mib) = (cost.map(each), cost.map(Cost::rss_mib));
-        let (rss_early_mib, tokens) = (None, None);
-        Self { subject, round, requests, per_second, p50_us, p99_us, cpu_us, rss_mib, rss_early_mib, tokens }
+        let (rss_early_mib, reused, tokens) = (None, None, None);
+        Self { subject, round, requests, per_second, p50_us, p99_us, cpu_us, rss_mib, rss_early_mib, reused, tokens }
     }
 }
 
@@ -41,6 +43,9 @@ impl Sample {
 pub(super) struct Measured {
     pub(super) scenario: Scenario,
     pub(super) samples: Vec<Sample>,
+    /// Who could not be measured to the end, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) failed: Vec<String>,
 }
 
 impl Measured {
@@ -76,7 +81,7 @@ mod tests {
             [sample(SubjectName::Nginx, round, one), sample(SubjectName::Edge, round, other)]
         });
         let scenario = Scenario::find("chat-1k").unwrap();
-        let measured = Measured { scenario, samples: samples.collect() };
+        let measured = Measured { scenario, samples: samples.collect(), failed: Vec::new() };
         let ratio = measured.ratio(SubjectName::Edge, SubjectName::Nginx);
         assert_eq!(ratio, Some(Spread { median: 2.0, min: 1.0, max: 2.5 }));
         assert_eq!(measured.ratio(SubjectName::Edge, SubjectName::Haproxy), None);

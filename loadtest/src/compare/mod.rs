@@ -15,12 +15,13 @@ pub(crate) mod subjects;
 mod trace;
 
 use crate::program::Cost;
-use anyhow::Context as _;
-use measured::Sample;
+use anyhow::{Context as _, ensure};
+use measured::{Measured, Sample};
 use oha::Oha;
 use report::Results;
 use scenario::{Scenario, SubjectName};
 use stage::Stage;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,7 +89,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     let results = runtime.block_on(measure(args, &scenarios, turnpike))?;
-    results.print(&mut std::io::stdout())
+    results.print(&mut std::io::stdout())?;
+    let failed = results.failed();
+    ensure!(failed.is_empty(), "not all of it could be measured: {}", failed.join("; "));
+    Ok(())
 }
 
 async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyhow::Result<Results> {
@@ -102,60 +106,68 @@ async fn measure(args: &Args, scenarios: &[Scenario], turnpike: PathBuf) -> anyh
         // Before it has taken long to find out that it cannot be written.
         results.write(directory)?;
     }
-    if let Some(file) = &args.trace {
-        let trace = trace::read(file)?;
-        let (scenario, samples) = replay_all(&stage, args, file, &trace).await?;
-        results.add(scenario, samples);
-        if let Some(directory) = &args.out {
-            results.write(directory)?;
+    let mut keep = |measured: Measured| {
+        progress(&format!("{} is measured", measured.scenario.name));
+        if !measured.failed.is_empty() {
+            progress(&format!("{}\n{}", measured.failed.join("\n"), stage.logs()));
         }
-        progress("the trace is measured");
+        results.scenarios.push(measured);
+        // After each, for the next one may take long.
+        args.out.as_ref().map_or(Ok(()), |directory| results.write(directory))
+    };
+    if let Some(file) = &args.trace {
+        keep(replay_all(&stage, args, file, &trace::read(file)?).await)?;
     }
     for scenario in scenarios {
         let bodies = stage.bodies(&scenario.request, args.seconds)?;
-        let subjects: Vec<_> = scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)).collect();
-        let mut samples = Vec::new();
-        for round in u32::from(!scenario.warms_up())..=scenario.rounds(args.rounds) {
+        let rounds = u32::from(!scenario.warms_up())..=scenario.rounds(args.rounds);
+        let measured = in_turn(scenario, stage.subjects_of(scenario), rounds, async |subject, round| {
             let lasting = if round == 0 { WARM_UP } else { scenario.lasting(args.seconds) };
-            for subject in &subjects {
-                let sample = one(&stage, &oha, scenario, *subject, (round, lasting, &bodies)).await;
-                let sample = sample.with_context(|| format!("{subject:?}, {}: {}", scenario.name, stage.logs()))?;
-                samples.extend((round > 0).then_some(sample));
-            }
-        }
-        results.add(scenario.clone(), samples);
-        // After each, for the next one may fail.
-        if let Some(directory) = &args.out {
-            results.write(directory)?;
-        }
-        progress(&format!("{} is measured", scenario.name));
+            one(&stage, &oha, scenario, subject, (round, lasting, &bodies)).await
+        });
+        keep(measured.await)?;
     }
     Ok(results)
 }
 
-/// The trace, to each subject in turn.
-async fn replay_all(
-    stage: &Stage,
-    args: &Args,
-    file: &Path,
-    trace: &[trace::Arrival],
-) -> anyhow::Result<(Scenario, Vec<Sample>)> {
-    let name = file.file_stem().unwrap_or_default().to_string_lossy();
-    let scenario = Scenario::of_trace(&name, args.speed);
-    let mut samples = Vec::new();
-    for round in 1..=scenario.rounds(args.rounds) {
-        for subject in scenario.subjects.iter().copied().filter(|subject| stage.has(*subject)) {
-            let way = stage.way(subject, &scenario);
-            let before = stage.cost(subject)?;
-            let to = replay::To { way, model: scenario.request.model.clone() };
-            let terms = (scenario.lasting(args.seconds), args.speed, samples.len());
-            let replayed = replay::replay(to, trace, terms).await;
-            let (seen, tokens) = replayed.with_context(|| format!("{subject:?}, {name}: {}", stage.logs()))?;
-            let cost = stage.cost(subject)?.zip(before).map(|(after, before)| after - before);
-            samples.push(Sample { tokens: Some(tokens), ..Sample::new(subject, round, seen, cost) });
+/// Measures each subject in turn, round after round; round 0 does not count. Who fails is left out from then on.
+async fn in_turn(
+    scenario: &Scenario,
+    mut subjects: Vec<SubjectName>,
+    rounds: RangeInclusive<u32>,
+    mut measure: impl AsyncFnMut(SubjectName, u32) -> anyhow::Result<Sample>,
+) -> Measured {
+    let mut measured = Measured { scenario: scenario.clone(), samples: Vec::new(), failed: Vec::new() };
+    for round in rounds {
+        for subject in subjects.clone() {
+            match measure(subject, round).await {
+                Ok(sample) => measured.samples.extend((round > 0).then_some(sample)),
+                Err(error) => {
+                    measured.failed.push(format!("{} in round {round}: {error:#}", subject.name()));
+                    subjects.retain(|other| *other != subject);
+                }
+            }
         }
     }
-    Ok((scenario, samples))
+    measured
+}
+
+/// The trace, to each subject in turn.
+async fn replay_all(stage: &Stage, args: &Args, file: &Path, trace: &[trace::Arrival]) -> Measured {
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let scenario = Scenario::of_trace(&name, args.speed);
+    let mut turn = 0;
+    let rounds = 1..=scenario.rounds(args.rounds);
+    in_turn(&scenario, stage.subjects_of(&scenario), rounds, async |subject, round| {
+        let way = stage.way(subject, &scenario);
+        let before = stage.cost(subject)?;
+        let to = replay::To { way, model: scenario.request.model.clone() };
+        turn += 1;
+        let (seen, tokens) = replay::replay(to, trace, (scenario.lasting(args.seconds), args.speed, turn)).await?;
+        let cost = stage.cost(subject)?.zip(before).map(|(after, before)| after - before);
+        Ok(Sample { tokens: Some(tokens), ..Sample::new(subject, round, seen, cost) })
+    })
+    .await
 }
 
 /// One subject's turn.
@@ -179,14 +191,17 @@ async fn one(
         tokio::time::sleep(lasting / EARLY).await;
         stage.cost(subject)
     };
+    let reused_before = stage.reused(subject).await?;
     let (seen, early) = tokio::join!(oha.run(&way, bodies, *load, (lasting, request.kind.status())), early);
     let (seen, cost) = (seen?, since(before)?);
+    let reused = stage.reused(subject).await?.zip(reused_before);
+    let reused = reused.map(|(after, before)| (after - before) as f64 / seen.requests as f64);
     let tokens = match request.stream && !load.soak {
         true => Some(stream::measure(&way, request, STREAMS, STREAMING).await?),
         false => None,
     };
     let rss_early_mib = early?.filter(|_| load.soak).map(|cost| cost.rss_mib());
-    Ok(Sample { tokens, rss_early_mib, ..Sample::new(subject, round, seen, cost) })
+    Ok(Sample { tokens, rss_early_mib, reused, ..Sample::new(subject, round, seen, cost) })
 }
 
 /// A word to who waits.
@@ -197,7 +212,28 @@ fn progress(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::seconds;
+    use super::oha::Seen;
+    use super::*;
+
+    #[tokio::test]
+    async fn who_fails_is_left_out_and_the_others_go_on() {
+        let subjects = vec![SubjectName::Nginx, SubjectName::Portkey, SubjectName::Edge];
+        let mut asked = Vec::new();
+        let scenario = Scenario::find("chat-1k").unwrap();
+        let measured = in_turn(&scenario, subjects, 0..=2, async |subject, round| {
+            asked.push((round, subject));
+            anyhow::ensure!((subject, round) != (SubjectName::Portkey, 1), "it answered 500");
+            let seen = Seen { requests: 1, per_second: 1.0, p50_us: 1.0, p99_us: 1.0 };
+            Ok(Sample::new(subject, round, seen, None))
+        });
+        let measured = measured.await;
+        let (nginx, portkey, edge) = (SubjectName::Nginx, SubjectName::Portkey, SubjectName::Edge);
+        let turns = [(0, nginx), (0, portkey), (0, edge), (1, nginx), (1, portkey), (1, edge), (2, nginx), (2, edge)];
+        assert_eq!(asked, turns);
+        let counted: Vec<_> = measured.samples.iter().map(|sample| (sample.round, sample.subject)).collect();
+        assert_eq!(counted, [(1, nginx), (1, edge), (2, nginx), (2, edge)]);
+        assert_eq!(measured.failed, ["Portkey in round 1: it answered 500"]);
+    }
 
     #[test]
     fn a_time_is_one_that_can_be_waited_for() {

@@ -1,7 +1,7 @@
 //! What was measured, as a table, as JSON, and as a page with plots.
 
 use super::measured::{Measured, Sample};
-use super::scenario::{Scenario, SubjectName};
+use super::scenario::SubjectName;
 use super::spread::Spread;
 use super::stream::Tokens;
 use super::{goals, plot};
@@ -24,7 +24,7 @@ pub(super) struct Results {
     seconds: f64,
     /// Subjects that were not there.
     missing: Vec<String>,
-    scenarios: Vec<Measured>,
+    pub(super) scenarios: Vec<Measured>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -63,8 +63,13 @@ impl Results {
         }
     }
 
-    pub(super) fn add(&mut self, scenario: Scenario, samples: Vec<Sample>) {
-        self.scenarios.push(Measured { scenario, samples });
+    /// What could not be measured to the end, and why.
+    pub(super) fn failed(&self) -> Vec<String> {
+        let of = |measured: &Measured| {
+            let name = measured.scenario.name.clone();
+            measured.failed.clone().into_iter().map(move |failed| format!("{name}: {failed}"))
+        };
+        self.scenarios.iter().flat_map(of).collect()
     }
 
     /// As a page.
@@ -150,6 +155,13 @@ fn rows(text: &mut String, measured: &Measured) -> std::fmt::Result {
             show(figure(|sample| Some(sample.p99_us)), 0),
             show(figure(|sample| sample.rss_mib), 0),
         )?;
+    }
+    let reused = measured.spread(SubjectName::Edge, |sample| sample.reused.map(|part| part * 100.0));
+    if let Some(reused) = reused.filter(|reused| reused.max > 0.0) {
+        writeln!(text, "\nThe edge answered {} % from its cache.", reused.show(1))?;
+    }
+    for failed in &measured.failed {
+        writeln!(text, "\nFailed: {failed}.")?;
     }
     if measured.samples.iter().any(|sample| sample.tokens.is_some()) {
         token_rows(text, measured)?;

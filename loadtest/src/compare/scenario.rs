@@ -1,5 +1,6 @@
 //! What is measured, as files say it.
 
+use crate::compare::threads;
 use crate::engine::MODELS;
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,9 @@ impl Ask {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Load {
     pub(crate) connections: u32,
+    /// So many connections for each thread of the machine; once read, that is counted in.
+    #[serde(default)]
+    pub(crate) each_thread: bool,
     /// Requests a second; as fast as answers come if absent.
     pub(crate) rate: Option<u32>,
     #[serde(default)]
@@ -183,7 +187,7 @@ impl Scenario {
             about: format!("The trace, {speed} times as fast as it came, on eight engines as fast as large GPUs"),
             subjects: vec![Nginx, Haproxy, Pingora, Edge],
             request: Ask { model: "sim-gpu".to_owned(), stream: true, ..Ask::of_instant(0) },
-            load: Load { connections: 0, rate: None, http2: false, hold: false, soak: true },
+            load: Load { connections: 0, each_thread: false, rate: None, http2: false, hold: false, soak: true },
         }
     }
 
@@ -222,7 +226,10 @@ impl Scenario {
 
     fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
         use SubjectName::{Edge, Haproxy, Nginx, Pingora};
-        let read: Self = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
+        let mut read: Self = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
+        if read.load.each_thread {
+            read.load.connections *= u32::try_from(threads())?;
+        }
         let least = read.request.body(0).len();
         ensure!(
             least == read.request.body_bytes,
@@ -263,6 +270,14 @@ mod tests {
         files.sort();
         own.sort();
         assert_eq!(own, files);
+    }
+
+    #[test]
+    fn connections_may_be_for_each_thread() {
+        let text = "about = \"\"\nsubjects = [\"edge\"]\nrequest = { body_bytes = 900, answer_tokens = 1 }\n\
+                    load = { connections = 3, each_thread = true }\n";
+        let connections = Scenario::parse("mine", text).unwrap().load.connections;
+        assert_eq!(connections as usize, 3 * threads());
     }
 
     #[test]

@@ -4,11 +4,13 @@ use super::scenario::{Ask, Kind, Scenario, SubjectName};
 use super::subjects::{
     Door, Edge, NGINX_KEY, Subject, Way, haproxy, litellm, nginx, pingora, portkey, sglang_router, vllm_router,
 };
+use crate::compare::threads;
 use crate::deployment::free_port;
 use crate::program::Cost;
 use anyhow::{Context as _, ensure};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,9 +20,9 @@ use turnpike_parts::process::find_program;
 /// Engines behind each subject.
 const ENGINES: usize = 8;
 /// Most of a file with bodies.
-const BODIES_BYTES: usize = 256 << 20;
-/// Bodies for each second: so many that one seldom comes twice within the moment that its answer is kept.
-const BODIES_PER_SECOND: f64 = 80_000.0;
+const BODIES_BYTES: usize = 1 << 30;
+/// Bodies for each second and thread: so many that one seldom comes twice within the second that its answer is kept.
+const BODIES_PER_SECOND: f64 = 150_000.0;
 /// Until the edge answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,40 +42,42 @@ impl Stage {
         let (mut subjects, mut missing) = (BTreeMap::new(), Vec::new());
         for name in wanted.iter().copied().map(program_of).collect::<BTreeSet<_>>() {
             match start(name, &engines, directory.path()).await {
-                Some(subject) => drop(subjects.insert(name, subject?)),
+                Some(Ok(subject)) => drop(subjects.insert(name, subject)),
+                Some(Err(error)) => missing.push(format!("{} does not start: {error:#}", name.name())),
                 None => {
                     missing.extend(source(name).map(|(_, how)| format!("{} is not installed ({how})", name.name())))
                 }
             }
         }
-        let stage = Self { subjects, missing, edge, directory };
-        stage.until_everybody_answers(wanted).await?;
+        let mut stage = Self { subjects, missing, edge, directory };
+        stage.until_it_answers(SubjectName::Edge).await.with_context(|| stage.logs())?;
+        for name in wanted.iter().copied().filter(|name| stage.has(*name)).collect::<Vec<_>>() {
+            if let Err(error) = stage.until_it_answers(name).await {
+                stage.subjects.remove(&program_of(name));
+                stage.missing.push(format!("{error:#}"));
+            }
+        }
         Ok(stage)
     }
 
     /// Waits until requests come through, also by those that look for engines after they listen.
-    async fn until_everybody_answers(&self, wanted: &BTreeSet<SubjectName>) -> anyhow::Result<()> {
+    async fn until_it_answers(&self, name: SubjectName) -> anyhow::Result<()> {
         let ask = Ask::of_instant(1024);
-        let scenario = Scenario::of_trace("", 1.0);
+        let Way { address, headers } = self.way(name, &Scenario::of_trace("", 1.0));
         let deadline = Instant::now() + PATIENCE;
         let client = reqwest::Client::builder().no_proxy().build()?;
-        let asked = wanted.iter().copied().filter(|name| self.has(*name)).chain([SubjectName::Edge]);
-        for name in asked {
-            let Way { address, headers } = self.way(name, &scenario);
-            loop {
-                let request = client.post(format!("http://{address}/v1/chat/completions")).body(ask.body(0));
-                let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
-                let reply = request.header("content-type", "application/json").send().await;
-                let said = match reply {
-                    Ok(reply) if reply.status().is_success() => break,
-                    Ok(reply) => format!("{} {}", reply.status(), reply.text().await?),
-                    Err(error) => error.to_string(),
-                };
-                ensure!(Instant::now() < deadline, "{} does not answer: {said}\n{}", name.name(), self.logs());
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+        loop {
+            let request = client.post(format!("http://{address}/v1/chat/completions")).body(ask.body(0));
+            let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+            let reply = request.header("content-type", "application/json").send().await;
+            let said = match reply {
+                Ok(reply) if reply.status().is_success() => return Ok(()),
+                Ok(reply) => format!("{} {}", reply.status(), reply.text().await?),
+                Err(error) => error.to_string(),
+            };
+            ensure!(Instant::now() < deadline, "{} does not answer: {said}", name.name());
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(())
     }
 
     /// Why some are not compared.
@@ -81,7 +85,12 @@ impl Stage {
         &self.missing
     }
 
-    pub(super) fn has(&self, subject: SubjectName) -> bool {
+    /// Those of a scenario that are there.
+    pub(super) fn subjects_of(&self, scenario: &Scenario) -> Vec<SubjectName> {
+        scenario.subjects.iter().copied().filter(|subject| self.has(*subject)).collect()
+    }
+
+    fn has(&self, subject: SubjectName) -> bool {
         matches!(subject, SubjectName::Direct | SubjectName::Edge) || self.subjects.contains_key(&program_of(subject))
     }
 
@@ -112,18 +121,24 @@ impl Stage {
         }
     }
 
+    /// Requests so far that a subject answered from a cache of answers, where it has one.
+    pub(super) async fn reused(&self, subject: SubjectName) -> anyhow::Result<Option<u64>> {
+        if subject == SubjectName::Edge { self.edge.reused().await.map(Some) } else { Ok(None) }
+    }
+
     /// A file with a body in each line, for so many seconds.
     pub(super) fn bodies(&self, ask: &Ask, seconds: f64) -> anyhow::Result<PathBuf> {
         let file = self.directory.path().join("bodies");
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
-        let wanted = if ask.kind == Kind::Chat { (BODIES_PER_SECOND * seconds) as u32 } else { 1 };
+        let wanted = if ask.kind == Kind::Chat { (BODIES_PER_SECOND * threads() as f64 * seconds) as u32 } else { 1 };
         let most = u32::try_from((BODIES_BYTES / ask.body_bytes).max(8)).unwrap_or(u32::MAX);
         let lines = wanted.clamp(1, most);
-        let mut text = String::new();
-        for number in 0..lines {
-            writeln!(text, "{}", ask.body(number))?;
-        }
-        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        let write = || {
+            let mut to = BufWriter::new(File::create(&file)?);
+            (0..lines).try_for_each(|number| writeln!(to, "{}", ask.body(number)))?;
+            to.flush()
+        };
+        write().with_context(|| format!("writing {}", file.display()))?;
         Ok(file)
     }
 

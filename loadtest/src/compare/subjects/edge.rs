@@ -73,6 +73,17 @@ impl Edge {
         self.plane.program.cost()
     }
 
+    /// Requests so far that it answered without a node.
+    pub(in crate::compare) async fn reused(&self) -> anyhow::Result<u64> {
+        let metrics =
+            reqwest::get(format!("http://{}/metrics", self.plane.admin)).await?.error_for_status()?.text().await?;
+        let of = |status: &str| {
+            let name = format!("turnpike_edge_cache_requests_total{{status=\"{status}\"}} ");
+            metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        Ok(of("hit") + of("coalesced"))
+    }
+
     /// Its log and those of the programs around it, where there is something.
     pub(in crate::compare) fn logs(&self) -> String {
         self.deployment.logs()
