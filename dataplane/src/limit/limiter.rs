@@ -7,7 +7,7 @@ use super::ask::{Ask, Grant};
 use super::clock::Vouch;
 use super::ledger::Ledger;
 use super::memory::Memory;
-use super::reach::Reach;
+use super::reach::{Reach, SLOW_IN_A_ROW};
 use super::servers::{Server, Servers};
 use super::share::{Take, Taken};
 use super::subject::Limit;
@@ -21,7 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// A request that was told neither yes nor no in this time is refused.
+/// A request that was told neither yes nor no in this time is refused; where answers may take long before they count as slow,
+/// not before it is known whether Redis is away.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How often shares are looked after.
 const KEEP_EVERY: Duration = Duration::from_millis(100);
@@ -118,13 +119,21 @@ impl Limiter {
     /// Asks the bucket for units and waits for its word, after [`Take::Ask`].
     pub(crate) async fn wait(self: &Arc<Self>, limit: &Arc<Limit>, units: u64) -> Result<Taken, Denied> {
         limit.waiting.fetch_add(units, Ordering::AcqRel);
-        let outcome = tokio::time::timeout(PATIENCE, self.ask_until_told(limit, units)).await;
+        let patience = self.patience();
+        let outcome = tokio::time::timeout(patience, self.ask_until_told(limit, units)).await;
         limit.waiting.fetch_sub(units, Ordering::AcqRel);
         outcome.unwrap_or_else(|_| {
             self.metrics.limiter_untold.inc();
-            let until = self.clock.now_ns() + nanos(PATIENCE);
+            let until = self.clock.now_ns() + nanos(patience);
             Err(self.denied(until))
         })
+    }
+
+    fn patience(&self) -> Duration {
+        match &self.buckets {
+            Buckets::Here(_) => PATIENCE,
+            Buckets::Redis(region) => PATIENCE.max(region.slow * (SLOW_IN_A_ROW + 1)),
+        }
     }
 
     async fn ask_until_told(self: &Arc<Self>, limit: &Arc<Limit>, units: u64) -> Result<Taken, Denied> {

@@ -14,7 +14,7 @@ pub(crate) struct Reach {
 }
 
 /// So many asks in a row that were not answered in time open the circuit.
-const SLOW_IN_A_ROW: u32 = 3;
+pub(super) const SLOW_IN_A_ROW: u32 = 3;
 
 /// Longer without a word, and other edges may have gone their own way meanwhile, and come back, without this one knowing.
 /// Less than the second that they wait before they spend anything.
