@@ -7,7 +7,7 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -314,10 +314,5 @@ fn private(file: &Path, text: &str) -> std::io::Result<()> {
 
 /// An address that was free a moment ago, for TCP and for UDP.
 pub(crate) fn free_port() -> std::io::Result<SocketAddr> {
-    loop {
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        if UdpSocket::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
+    Ok(SocketAddr::from(([127, 0, 0, 1], turnpike_parts::port::free_port()?)))
 }

@@ -1,6 +1,6 @@
 //! Links that find another way: by TCP where UDP is blocked, to another control plane where one dies.
 
-use crate::harness::{Fleet, MODEL, chat_body, eventually, free_link_port, get, post};
+use crate::harness::{Fleet, MODEL, chat_body, eventually, free_port, get, post};
 use serde_json::json;
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn forward(listener: TcpListener, to: u16) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_and_a_node_behind_blocked_udp_do_everything_by_tcp() {
     let mut fleet = Fleet::start(&["n1"], "1ms").await;
-    let port = free_link_port();
+    let port = free_port();
     // Takes datagrams and never answers, as a firewall does that drops them.
     let _silence = UdpSocket::bind(("127.0.0.1", port)).unwrap();
     forward(TcpListener::bind(("127.0.0.1", port)).await.unwrap(), fleet.link_port());

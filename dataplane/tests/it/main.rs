@@ -14,7 +14,7 @@ use turnpike_dataplane::{Error, Settings, run};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    SocketAddr::from(([127, 0, 0, 1], turnpike_parts::port::free_port().unwrap()))
 }
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);

@@ -4,7 +4,6 @@ use super::process::{Running, descendants};
 use super::{Admin, Process, eventually, get, turnpike};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use turnpike_parts::clickhouse::ClickHouse;
@@ -38,17 +37,7 @@ pub(crate) struct Fleet {
 
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// The same for UDP and for TCP.
-pub(crate) fn free_link_port() -> u16 {
-    loop {
-        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        if TcpListener::bind(address).is_ok() {
-            return address.port();
-        }
-    }
+    turnpike_parts::port::free_port().unwrap()
 }
 
 fn issue(directory: &Path, role: &str, name: &str) {
@@ -99,7 +88,7 @@ impl Fleet {
             let made = turnpike().args(["certs", what, "--dir"]).arg(directory.path().join("certs")).output().unwrap();
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         }
-        let (admin_port, link_port) = (free_port(), free_link_port());
+        let (admin_port, link_port) = (free_port(), free_port());
         let mut fleet = Self {
             admin: Admin { base: format!("http://127.0.0.1:{admin_port}"), token: TOKEN.to_owned() },
             edge_url: String::new(),
@@ -131,7 +120,7 @@ impl Fleet {
     }
 
     async fn add_control(&mut self, name: &str) {
-        let (admin_port, link_port) = (free_port(), free_link_port());
+        let (admin_port, link_port) = (free_port(), free_port());
         self.control_address = format!("[{}, \"127.0.0.1:{link_port}\"]", self.control_address);
         self.write_control(name, (admin_port, link_port), "");
         self.start_plane(name).await;
@@ -290,7 +279,7 @@ impl Fleet {
     pub(crate) async fn cut_off(&mut self, edge: &str) {
         self.kill(edge);
         let file = self.path(&format!("{edge}.toml"));
-        let nowhere = format!("control.address = \"127.0.0.1:{}\"", free_link_port());
+        let nowhere = format!("control.address = \"127.0.0.1:{}\"", free_port());
         let address = format!("control.address = {}", self.control_address);
         let settings = std::fs::read_to_string(&file).unwrap().replace(&address, &nowhere);
         std::fs::write(&file, settings).unwrap();

@@ -7,7 +7,7 @@ mod process;
 mod up;
 
 pub(crate) use admin::Admin;
-pub(crate) use fleet::{Fleet, MODEL, free_link_port, free_port};
+pub(crate) use fleet::{Fleet, MODEL, free_port};
 pub(crate) use http::{Reply, chat_body, get, post, send, send_with};
 pub(crate) use process::{Process, descendants, python, python_path, turnpike};
 pub(crate) use up::Up;

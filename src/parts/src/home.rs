@@ -1,8 +1,7 @@
-//! What a server has for itself: a folder and a port.
+//! What a server has for itself: a folder.
 
 use crate::process::{Guarded, GuardedProcess};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,11 +59,6 @@ impl Drop for Home {
     fn drop(&mut self) {
         self.keeper.stop(REMOVE_PATIENCE);
     }
-}
-
-/// A port on 127.0.0.1 that nobody has at this moment.
-pub(crate) fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// The same error, saying what was tried on what.

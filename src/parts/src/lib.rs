@@ -10,6 +10,7 @@ pub mod account;
 pub mod cache;
 pub mod clickhouse;
 mod home;
+pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod redis;

@@ -10,7 +10,8 @@ mod http;
 mod launcher;
 mod settings;
 
-use crate::home::{self, Home};
+use crate::home::Home;
+use crate::port;
 use crate::process::{self, Guarded, GuardedProcess, Signal};
 use http::Client;
 use std::ffi::OsString;
@@ -177,7 +178,7 @@ impl ClickHouse {
 
     fn attempt(program: &Program) -> Result<Self, Error> {
         let home = Home::new("clickhouse").map_err(Error::io("making a folder for ClickHouse"))?;
-        let port = home::free_port().map_err(Error::io("looking for a free port on 127.0.0.1"))?;
+        let port = port::free_port().map_err(Error::io("looking for a free port on 127.0.0.1"))?;
         // The folder's name is random; and only this server knows it as a password, so that no other is taken for it.
         let password = home.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let client = Client { port, user: USER, password };
