@@ -28,7 +28,7 @@ pub(crate) struct EdgePlane {
     /// Where clients ask it.
     pub(crate) address: SocketAddr,
     /// Where it tells its metrics.
-    pub(crate) admin: SocketAddr,
+    admin: SocketAddr,
     pub(crate) program: Program,
 }
 
@@ -243,6 +243,12 @@ impl Deployment {
         let program = self.start_plane("dataplane", name)?;
         self.until_ready(name, &format!("http://{admin}"), &program).await?;
         Ok(EdgePlane { address, admin, program })
+    }
+
+    /// What an edge counts, as Prometheus reads it.
+    pub(crate) async fn metrics(&self, edge: &EdgePlane) -> anyhow::Result<String> {
+        let reply = self.http.get(format!("http://{}/metrics", edge.admin)).send().await?;
+        Ok(reply.error_for_status()?.text().await?)
     }
 
     /// Where its files are.

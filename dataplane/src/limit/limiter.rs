@@ -404,3 +404,20 @@ impl Region {
 fn unix_us() -> i64 {
     i64::try_from(since_epoch().as_micros()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::RedisSettings;
+
+    #[tokio::test]
+    async fn nobody_is_refused_before_the_edge_goes_its_own_way() {
+        for slow in [5, 50, 500].map(Duration::from_millis) {
+            let urls = vec!["redis://127.0.0.1:1".to_owned()];
+            let client = RedisClient::new(&RedisSettings { urls, cluster: false, ca: None, slow, edges: 1 }).unwrap();
+            let terms = Terms { slow, edges: 1, memory: None };
+            let limiter = Limiter::shared(client, "edge", terms, Clock, Arc::new(Metrics::new()));
+            assert!(limiter.patience() >= PATIENCE.max(slow * SLOW_IN_A_ROW), "{slow:?}");
+        }
+    }
+}

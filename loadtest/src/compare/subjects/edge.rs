@@ -75,8 +75,7 @@ impl Edge {
 
     /// Requests so far that it answered without a node.
     pub(in crate::compare) async fn reused(&self) -> anyhow::Result<u64> {
-        let metrics =
-            reqwest::get(format!("http://{}/metrics", self.plane.admin)).await?.error_for_status()?.text().await?;
+        let metrics = self.deployment.metrics(&self.plane).await?;
         let of = |status: &str| {
             let name = format!("turnpike_edge_cache_requests_total{{status=\"{status}\"}} ");
             metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok()).unwrap_or(0)
